@@ -1,0 +1,1 @@
+"""The HTTP front end: it validates, asks the catalog, starts flows."""

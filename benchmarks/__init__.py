@@ -1,0 +1,1 @@
+"""Rehost beside its peers on the same work in one run."""

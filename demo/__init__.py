@@ -1,0 +1,1 @@
+"""The main job on a real server, end to end."""

@@ -1,0 +1,1 @@
+"""Images as functions of a manifest."""

@@ -1,0 +1,1 @@
+"""A container image from an edited manifest and the chunk store."""

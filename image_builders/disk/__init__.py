@@ -1,0 +1,1 @@
+"""A bootable disk from an edited manifest and the chunk store."""

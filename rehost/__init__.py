@@ -1,0 +1,1 @@
+"""Rehost: a running server becomes an image that is proven to start."""

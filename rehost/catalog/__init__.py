@@ -1,0 +1,1 @@
+"""What a migration job is made of, remembered: sources, jobs, runs, snapshots, images, verifications."""

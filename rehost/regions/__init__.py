@@ -1,0 +1,1 @@
+"""Destinations: where images go, and which registry containers go to."""

@@ -1,0 +1,1 @@
+"""Manifests, the chunk store, and the transfer that fills them."""

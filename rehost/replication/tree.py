@@ -1,0 +1,290 @@
+"""A server's files as a value: a files table that can be looked into and edited without touching anything.
+
+Fix-ups are functions from a Tree to a list of changes. `Tree.apply` gives a new Tree; the store is never written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rehost.replication.manifest import CHUNK_BYTES, FILES_SCHEMA, Chunk, ChunkReader, Entry, entry_of
+
+_LINKS_FOLLOWED = 40  # as the kernel does
+_SHOWN_BYTES = 65_536  # longer or binary content is told of in a diff, not shown
+
+
+@dataclass(frozen=True)
+class Put:
+    """A regular file gets these bytes. Owner, mode and attributes of a present file are kept unless given."""
+
+    path: bytes
+    content: bytes
+    mode: int | None = None  # permission bits
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True)
+class Symlink:
+    """A symbolic link appears, in place of whatever had the name."""
+
+    path: bytes
+    target: bytes
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory appears, if it is not there."""
+
+    path: bytes
+    mode: int = 0o755
+
+
+@dataclass(frozen=True)
+class Remove:
+    """A name goes, and what is below it."""
+
+    path: bytes
+
+
+Change = Put | Symlink | Directory | Remove
+
+
+class Tree:
+    """A files table with edits over it.
+
+    The table is that of FILES_SCHEMA, sorted by path. `read_chunk` makes a Tree a ChunkReader for the content of its
+    own rows, edited or not.
+    """
+
+    def __init__(self, table: pa.Table, chunks: ChunkReader) -> None:
+        self._table = table.combine_chunks()
+        self._chunks = chunks
+        self._edited: dict[bytes, Entry | None] = {}
+        self._content: dict[bytes, bytes] = {}
+        self._paths: pa.Array = _single(self._table["path"])
+
+    def get(self, path: bytes) -> Entry | None:
+        """The entry of exactly that path; symbolic links are not followed."""
+        if path in self._edited:
+            return self._edited[path]
+        index = self._position(path)
+        if index < len(self._paths) and self._paths[index].as_py() == path:
+            return entry_of(self._table.slice(index, 1).to_pylist()[0])
+        return None
+
+    def _position(self, path: bytes) -> int:
+        low, high = 0, len(self._paths)
+        while low < high:
+            middle = (low + high) // 2
+            if self._paths[middle].as_py() < path:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def below(self, directory: bytes) -> Iterator[bytes]:
+        """Every path below that directory, in order."""
+        prefix = directory + b"/" if directory else b""
+        index = self._position(prefix)
+        found: set[bytes] = set()
+        while index < len(self._paths):
+            path: bytes = self._paths[index].as_py()
+            if not path.startswith(prefix):
+                break
+            if path and path not in self._edited:
+                found.add(path)
+            index += 1
+        found |= {p for p, entry in self._edited.items() if entry is not None and p and p.startswith(prefix)}
+        return iter(sorted(found))
+
+    def children(self, directory: bytes) -> list[bytes]:
+        """The paths directly in that directory, in order."""
+        depth = directory.count(b"/") + 1 if directory else 0
+        return [path for path in self.below(directory) if path.count(b"/") == depth]
+
+    def resolve(self, path: bytes) -> Entry | None:
+        """The entry that the path leads to inside the tree, symbolic links followed as a chroot would; or None."""
+        todo = [part for part in path.split(b"/") if part]
+        at: list[bytes] = []
+        links = 0
+        while todo:
+            part = todo.pop(0)
+            if part == b".":
+                continue
+            if part == b"..":
+                at = at[:-1]
+                continue
+            entry = self.get(b"/".join([*at, part]))
+            if entry is None:
+                return None
+            if entry.is_symlink:
+                links += 1
+                if links > _LINKS_FOLLOWED:
+                    return None
+                target = entry.target or b""
+                if target.startswith(b"/"):
+                    at = []
+                todo = [p for p in target.split(b"/") if p] + todo
+            else:
+                at.append(part)
+        return self.get(b"/".join(at))
+
+    def read(self, path: bytes, limit: int = 1 << 20) -> bytes | None:
+        """The content of the regular file that the path leads to, at most `limit` bytes; None where there is none."""
+        entry = self.resolve(path)
+        if entry is None or not entry.is_file:
+            return None
+        return b"".join(_with_holes(entry, self, limit))[:limit]
+
+    def read_chunk(self, sha256: bytes) -> bytes:
+        edited = self._content.get(sha256)
+        return edited if edited is not None else self._chunks.read_chunk(sha256)
+
+    def apply(self, changes: Iterable[Change]) -> Tree:
+        """A new Tree with these changes made, in order. Parents that are missing appear as directories."""
+        new = Tree.__new__(Tree)
+        new._table, new._chunks, new._paths = self._table, self._chunks, self._paths
+        new._edited, new._content = dict(self._edited), dict(self._content)
+        for change in changes:
+            new._make(change)
+        return new
+
+    def _make(self, change: Change) -> None:
+        path = self._real(change.path)
+        if isinstance(change, Remove):
+            for gone in [path, *self.below(path)]:
+                if self.get(gone) is not None:
+                    self._edited[gone] = None
+            return
+        volume, now_ns = self._parents(path)
+        present = self.get(path)
+        if isinstance(change, Directory):
+            if present is None or not present.is_directory:
+                self._edited[path] = _at(Entry(path, stat.S_IFDIR | change.mode, volume=volume), now_ns)
+            return
+        if isinstance(change, Symlink):
+            self._edited[path] = _at(Entry(path, stat.S_IFLNK | 0o777, target=change.target, volume=volume), now_ns)
+            return
+        base = present if present is not None and present.is_file else Entry(path, stat.S_IFREG | 0o644, volume=volume)
+        mtime_ns = change.mtime_ns if change.mtime_ns is not None else (base.mtime_ns or now_ns)
+        edited = replace(
+            base,
+            mode=stat.S_IFREG | (change.mode if change.mode is not None else stat.S_IMODE(base.mode)),
+            size=len(change.content),
+            chunks=tuple(self._keep(change.content)),
+            link_group=None,  # an edited name leaves its hard links as they were
+            unstable=False,
+        )
+        self._edited[path] = _at(edited, mtime_ns)
+
+    def _real(self, path: bytes) -> bytes:
+        """The path with its directory's symbolic links followed: etc/x where etc leads elsewhere is written there."""
+        parent, _, name = path.rpartition(b"/")
+        entry = self.resolve(parent) if parent else None
+        return entry.path + b"/" + name if entry is not None and entry.path else path
+
+    def _parents(self, path: bytes) -> tuple[int, int]:
+        """Make the directories above; (volume, mtime) of the nearest one that was there."""
+        parts = path.split(b"/")[:-1]
+        root = self.get(b"")
+        volume, now_ns = (root.volume, root.mtime_ns) if root else (0, 0)
+        for depth in range(1, len(parts) + 1):
+            above = b"/".join(parts[:depth])
+            entry = self.get(above)
+            if entry is None or not entry.is_directory:
+                entry = _at(Entry(above, stat.S_IFDIR | 0o755, volume=volume), now_ns)
+                self._edited[above] = entry
+            volume, now_ns = entry.volume, entry.mtime_ns
+        return volume, now_ns
+
+    def _keep(self, content: bytes) -> Iterator[Chunk]:
+        for offset in range(0, len(content), CHUNK_BYTES):
+            piece = content[offset : offset + CHUNK_BYTES]
+            name = hashlib.sha256(piece).digest()
+            self._content[name] = piece
+            yield Chunk(offset, len(piece), name)
+
+    def table(self) -> pa.Table:
+        """The files table with the edits in it, sorted by path."""
+        if not self._edited:
+            return self._table
+        edited = pa.array(sorted(self._edited), pa.binary())
+        kept = self._table.filter(pc.invert(pc.is_in(self._table["path"], edited)))
+        rows = [entry.row() for entry in self._edited.values() if entry is not None]
+        added = pa.Table.from_pylist(rows, schema=FILES_SCHEMA)
+        return pa.concat_tables([kept, added]).sort_by("path").combine_chunks()
+
+    def diff(self) -> str:
+        """What the edits changed, as a unified diff for people; binary and long content is named, not shown."""
+        return "".join(line for path in sorted(self._edited) for line in self._diff_of(path))
+
+    def _diff_of(self, path: bytes) -> Iterator[str]:
+        base = Tree(self._table, self._chunks)
+        before, after = base.get(path), self._edited[path]
+        name = printable(path)
+        old, new = _shown(before, base), _shown(after, self)
+        if old is None or new is None:
+            yield f"Binary or long: /{name} ({_told(before)} -> {_told(after)})\n"
+            return
+        lines = list(
+            difflib.unified_diff(
+                old, new, f"a/{name}" if before else "/dev/null", f"b/{name}" if after else "/dev/null"
+            )
+        )
+        if not lines and (before is None or after is None or before.mode != after.mode):
+            lines = [f"Only in {'the image' if after else 'the source'}: /{name} ({_told(after or before)})\n"]
+        yield from (line if line.endswith("\n") else line + "\n" for line in lines)
+
+
+def printable(path: bytes) -> str:
+    """A path for logs, pages and reports: every control character and stray byte is escaped."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _single(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
+
+
+def _at(entry: Entry, ns: int) -> Entry:
+    return replace(entry, atime_ns=ns, mtime_ns=ns, ctime_ns=ns)
+
+
+def _with_holes(entry: Entry, chunks: ChunkReader, limit: int) -> Iterator[bytes]:
+    at = 0
+    for chunk in entry.chunks:
+        if at >= limit:
+            return
+        if chunk.offset > at:
+            yield bytes(min(chunk.offset - at, limit - at))
+        yield chunks.read_chunk(chunk.sha256)
+        at = chunk.offset + chunk.length
+    if entry.size > at and limit > at:
+        yield bytes(min(entry.size, limit) - at)
+
+
+def _shown(entry: Entry | None, tree: Tree) -> Sequence[str] | None:
+    if entry is None or entry.is_directory:
+        return []
+    if entry.is_symlink:
+        return [f"symbolic link to {printable(entry.target or b'')}\n"]
+    if not entry.is_file or entry.size > _SHOWN_BYTES:
+        return None
+    content = b"".join(_with_holes(entry, tree, entry.size))
+    if b"\0" in content:
+        return None
+    return [printable(line) + "\n" for line in content.splitlines()]
+
+
+def _told(entry: Entry | None) -> str:
+    if entry is None:
+        return "absent"
+    return f"{stat.filemode(entry.mode)} {entry.size} bytes"

@@ -1,0 +1,1 @@
+"""Test boots, test runs of containers, and what is checked in them."""

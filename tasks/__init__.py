@@ -1,0 +1,1 @@
+"""Prefect tasks, one a stage of a migration: retries, progress, artifacts."""
