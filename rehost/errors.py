@@ -325,6 +325,13 @@ class SourceUnsupported(SourceError):
     remedy = "See the docs for the sources that Rehost reads, and move this part by hand or exclude it."
 
 
+class SourceImageDamaged(SourceError):
+    """{source}: the disk image is damaged, or not what it says: {reason}."""
+
+    code = "Source.ImageDamaged"
+    remedy = "Copy the image from the hypervisor again; on its own server, let `e2fsck` check the filesystem first."
+
+
 class SnapshotFileChanged(SourceError):
     """{count} files differ from the source in the last comparison, first {path}."""
 
