@@ -1,0 +1,164 @@
+"""A real server to migrate: Debian 12 with services, state that keeps growing, and files of every kind.
+
+`server_tar` makes the tree with mmdebstrap (once; kept under the cache folder), `build_server_disk` turns it into a disk
+by Rehost's own disk builder, and `running_server` boots that disk and waits until its sshd answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rehost.run import run
+
+log = logging.getLogger(__name__)
+
+HOSTNAME = "shop"
+PACKAGES = (
+    "linux-image-amd64",
+    "systemd-sysv",
+    "dbus",
+    "udev",
+    "openssh-server",
+    "python3",
+    "nginx-light",
+    "redis-server",
+    "cron",
+    "ifupdown",
+    "isc-dhcp-client",
+    "iproute2",
+    "kmod",
+    "e2fsprogs",
+    "libcap2-bin",
+    "acl",
+    "attr",
+)
+PAGE = "<!doctype html><title>shop</title><h1>The shop is open</h1>\n"
+
+# One row a second, for ever: what a copy must hold is a beginning of this list, without a gap. The sparse file is
+# made here because a tar cannot say where its holes are.
+_LEDGER_SCRIPT = """#!/bin/sh
+sparse=/srv/files/sparse
+if [ ! -e $sparse ]; then
+    truncate -s 512M $sparse
+    printf start | dd of=$sparse conv=notrunc status=none
+    printf middle | dd of=$sparse bs=1M seek=300 conv=notrunc status=none
+fi
+n=$(redis-cli llen ledger)
+while :; do
+    n=$((n + 1))
+    redis-cli rpush ledger "row $n" >/dev/null || n=$((n - 1))
+    sleep 1
+done
+"""
+_LEDGER_UNIT = """[Unit]
+Description=Orders of the shop, one row a second
+After=redis-server.service
+Requires=redis-server.service
+
+[Service]
+ExecStart=/usr/local/sbin/ledger
+Restart=on-failure
+
+[Install]
+WantedBy=multi-user.target
+"""
+_INTERFACES = """# The loopback network interface
+auto lo
+iface lo inet loopback
+
+# The primary network interface
+allow-hotplug ens3
+iface ens3 inet dhcp
+"""
+_CUSTOMIZE = f"""
+set -eu
+root=$1
+echo {HOSTNAME} > "$root/etc/hostname"
+printf '127.0.0.1 localhost\\n127.0.1.1 {HOSTNAME}\\n' > "$root/etc/hosts"
+printf '# /etc/fstab of the old machine\\nUUID=REPLACED-BY-THE-BUILDER / ext4 errors=remount-ro 0 1\\n' > "$root/etc/fstab"
+cat > "$root/etc/network/interfaces" <<'END'
+{_INTERFACES}END
+cat > "$root/var/www/html/index.html" <<'END'
+{PAGE}END
+cat > "$root/usr/local/sbin/ledger" <<'END'
+{_LEDGER_SCRIPT}END
+chmod 755 "$root/usr/local/sbin/ledger"
+cat > "$root/etc/systemd/system/ledger.service" <<'END'
+{_LEDGER_UNIT}END
+sed -i 's/^appendonly no/appendonly yes/' "$root/etc/redis/redis.conf"
+chroot "$root" systemctl enable ledger.service nginx.service redis-server.service ssh.service cron.service
+chroot "$root" useradd --create-home --shell /bin/bash --uid 1000 alice
+chroot "$root" useradd --create-home --shell /bin/bash --uid 70000 bob
+mkdir -p "$root/srv/files/deep/er" "$root/etc/cron.d"
+echo '*/5 * * * * alice date >> /home/alice/cron.log' > "$root/etc/cron.d/alice"
+cp "$root/bin/cat" "$root/srv/files/capable"
+chroot "$root" setcap cap_net_raw,cap_net_bind_service+ep /srv/files/capable
+echo secret > "$root/srv/files/acl"
+chroot "$root" setfacl -m u:alice:rw,g:70000:r /srv/files/acl
+chroot "$root" setfacl -d -m u:bob:rwx /srv/files/deep
+chroot "$root" setfattr -n user.origin -v shop /srv/files/acl
+echo linked > "$root/srv/files/one"
+ln "$root/srv/files/one" "$root/srv/files/deep/two"
+ln "$root/srv/files/one" "$root/srv/files/deep/er/three"
+ln -s ../one "$root/srv/files/deep/symlink"
+mkfifo "$root/srv/files/fifo"
+printf odd > "$root/srv/files/$(printf 'name with\\nnewline \\377')"
+chown -R 1000:1000 "$root/srv/files/deep"
+chmod 2775 "$root/srv/files/deep"
+rm -f "$root"/etc/ssh/ssh_host_*
+chroot "$root" ssh-keygen -A
+mkdir -p -m 700 "$root/root/.ssh"
+cat "$REHOST_DEMO_KEY" > "$root/root/.ssh/authorized_keys"
+rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
+"""
+
+
+@dataclass(frozen=True)
+class ServerTree:
+    """The tree of the server, and the key that its root lets in."""
+
+    tar: Path
+    identity_file: Path
+
+
+def cache_folder() -> Path:
+    """Where what is slow to make and may be lost is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rehost"
+
+
+def server_tree() -> ServerTree:
+    """The Debian tree as a tar, made by mmdebstrap the first time and kept; the recipe is part of its name."""
+    recipe = hashlib.sha256("\0".join((*PACKAGES, _CUSTOMIZE)).encode()).hexdigest()[:16]
+    folder = cache_folder() / f"server-{recipe}"
+    tree = ServerTree(folder / "tree.tar", folder / "id_ed25519")
+    if tree.tar.exists():
+        return tree
+    folder.mkdir(parents=True, exist_ok=True)
+    if not tree.identity_file.exists():
+        run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tree.identity_file)], timeout=30)
+    hook = folder / "customize.sh"
+    hook.write_text(_CUSTOMIZE)
+    partial = folder / "tree.partial.tar"
+    log.info("making the Debian 12 tree of the server (a minute or two, once)")
+    run(
+        [
+            "mmdebstrap",
+            "--variant=minbase",
+            f"--include={','.join(PACKAGES)}",
+            '--dpkgopt=path-exclude=/usr/share/doc/*',
+            '--dpkgopt=path-exclude=/usr/share/locale/*',
+            f'--customize-hook=sh "{hook}" "$1"',
+            "bookworm",
+            str(partial),
+        ],
+        timeout=1800,
+        env={"REHOST_DEMO_KEY": f"{tree.identity_file}.pub"},
+    )
+    partial.rename(tree.tar)
+    return tree
