@@ -120,6 +120,22 @@ class RouteNotFound(NotFound):
     remedy = "See /docs for what this API answers."
 
 
+class MethodNotAllowed(RequestError):
+    """{path} does not take {method}."""
+
+    code = "Method.NotAllowed"
+    remedy = "See /docs for what this API answers."
+    http_status = 405
+
+
+class RequestTooLarge(RequestError):
+    """The request is larger than {limit_bytes} bytes."""
+
+    code = "Request.TooLarge"
+    remedy = "Send less in one request."
+    http_status = 413
+
+
 class Conflict(RequestError):
     """{detail}"""
 
@@ -160,6 +176,29 @@ class JobInvalidStatus(Conflict):
 
     code = "Job.InvalidStatus"
     remedy = "Wait until the job has reached one of these states."
+
+
+class JobInvalidBusinessStatus(Conflict):
+    """Job {id} is {business_status}; {action} is allowed in {allowed}."""
+
+    code = "Job.InvalidBusinessStatus"
+    remedy = "Wait until the job has reached one of these stages."
+
+
+class JobQuotaExceeded(Conflict):
+    """There are {limit} jobs already; no more are kept."""
+
+    code = "QuotaExceeded.Job"
+    remedy = "Delete jobs that are no longer needed."
+
+
+class IdempotencyKeyBusy(Conflict):
+    """The request with the idempotency key {key} is still being answered."""
+
+    code = "IdempotencyKey.Busy"
+    remedy = "Wait a moment and send the same request again."
+    retryable = True
+    exit_code = 75
 
 
 class Invalid(RequestError):
@@ -207,6 +246,41 @@ class PartitionCannotBlock(Invalid):
     remedy = "Choose file mode for this partition."
 
 
+class DataDiskIndexInvalid(Invalid):
+    """The data disk {index} cannot be chosen: {reason}."""
+
+    code = "DataDiskIndex.Invalid"
+    remedy = "Use the indexes that the source's inventory shows."
+
+
+class DataDiskDuplicateIndex(Invalid):
+    """The data disk {index} is named more than once."""
+
+    code = "DataDisk.DuplicateIndex"
+    remedy = "Name each data disk once."
+
+
+class VSwitchRequired(Invalid):
+    """A private network needs a vSwitch."""
+
+    code = "VSwitch.Required"
+    remedy = "Give `network.vswitch_id`, or use the public network."
+
+
+class ScheduleOutOfRange(Invalid):
+    """The schedule is out of range: {reason}."""
+
+    code = "Schedule.OutOfRange"
+    remedy = "Start 10 minutes to 30 days ahead; repeat every 1 to 168 hours, by cron at most once an hour."
+
+
+class TagsNumberExceeded(Invalid):
+    """{count} tags are more than {limit}."""
+
+    code = "NumberExceed.Tags"
+    remedy = "Use fewer tags."
+
+
 class Unauthenticated(RequestError):
     """This API wants a key."""
 
@@ -214,6 +288,14 @@ class Unauthenticated(RequestError):
     remedy = "Send `Authorization: Bearer KEY` with a key of REHOST_API_KEYS."
     http_status = 401
     exit_code = 12
+
+
+class Forbidden(RequestError):
+    """This request is not allowed: {reason}."""
+
+    code = "Forbidden"
+    remedy = "Reach the API by 127.0.0.1 or localhost, or set REHOST_API_KEYS and send a key."
+    http_status = 403
 
 
 class OrchestrationAway(RehostError):
@@ -236,6 +318,15 @@ class CatalogAway(RehostError):
     exit_code = 75
 
 
+class CatalogVersionMismatch(RehostError):
+    """The catalog's database has version {found}; this program writes version {wanted}."""
+
+    code = "Catalog.VersionMismatch"
+    remedy = "Use the version of Rehost that wrote it, or another REHOST_DATABASE_URL."
+    http_status = 503
+    exit_code = 75
+
+
 class ApiUnreachable(RehostError):
     """No Rehost API answers at {url}: {reason}"""
 
@@ -250,6 +341,13 @@ class ApiUnreachable(RehostError):
 
 class RunError(RehostError):
     """{detail}"""
+
+
+class RunIncomplete(RunError):
+    """The run ended without all that was asked for: {missing}."""
+
+    code = "Run.Incomplete"
+    remedy = "Start the job again; if it stays so, keep the log of the run: this is a fault of Rehost."
 
 
 class RunCancelled(RunError):
@@ -371,6 +469,41 @@ class StoreUnreadable(StoreError):
 
     code = "Store.Unreadable"
     remedy = "Point REHOST_STORE_URL at a store of Rehost, or at an empty folder."
+
+
+class StoreIOFailed(StoreError):
+    """{path} could not be read or written: {reason}."""
+
+    code = "Store.IOFailed"
+    remedy = "Check the disk and the rights on that folder, then start the job again: it goes on from what arrived."
+
+
+class SnapshotNotFound(StoreError):
+    """There is no snapshot {id} in the store."""
+
+    code = "Snapshot.NotFound"
+    remedy = "Start the job again: its next run takes a new snapshot."
+
+
+class ManifestInvalid(StoreError):
+    """The manifest breaks its rules at /{path}: {reason}."""
+
+    code = "Manifest.Invalid"
+    remedy = "Do not trust where it came from before you know why; then take a new snapshot."
+
+
+class TarRefused(StoreError):
+    """The tar cannot be taken in, at member {member}: {reason}."""
+
+    code = "Tar.Refused"
+    remedy = "Make the tar again with GNU tar from inside the tree (`tar -C TREE --xattrs -c .`)."
+
+
+class ExportFailed(StoreError):
+    """The tree cannot be restored into {path}: {reason}."""
+
+    code = "Export.Failed"
+    remedy = "Name an empty folder on a Linux filesystem with enough room."
 
 
 class BuildError(RunError):
