@@ -11,13 +11,28 @@ docs/formats.md describes the file on disk.
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from rehost.errors import ManifestInvalid
 
 SHA256_BYTES = 32
 CHUNK_BYTES = 1 << 20  # content is cut at multiples of this, from the start of the file
+CHUNK_BYTES_MAX = 16 << 20  # no chunk of any manifest is longer
+
+# What Linux allows: PATH_MAX and NAME_MAX, XATTR_NAME_MAX and XATTR_SIZE_MAX, the width of a dev_t.
+PATH_BYTES_MAX = 4095
+NAME_BYTES_MAX = 255
+XATTR_NAME_BYTES_MAX = 255
+XATTR_VALUE_BYTES_MAX = 65_536
+DEVICE_MAJOR_MAX = (1 << 12) - 1
+DEVICE_MINOR_MAX = (1 << 20) - 1
+_NOBODY = 0xFFFF_FFFF  # as an owner this means "leave it" to chown
 
 CHUNK_TYPE = pa.struct(
     [
@@ -124,10 +139,26 @@ def entry_of(row: dict[str, Any]) -> Entry:
     )
 
 
-def table_of(entries: list[Entry]) -> pa.Table:
+def table_of(entries: Sequence[Entry]) -> pa.Table:
     """A files table, sorted by path."""
-    rows = [entry.row() for entry in sorted(entries, key=lambda e: e.path)]
-    return pa.Table.from_pylist(rows, schema=FILES_SCHEMA)
+    ordered = sorted(entries, key=lambda e: e.path)
+    columns = []
+    for field in FILES_SCHEMA:
+        values = [getattr(entry, field.name) for entry in ordered]
+        if field.name in ("xattrs", "chunks"):
+            columns.append(_list_column(values, field.type))
+        else:
+            columns.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(columns, schema=FILES_SCHEMA)
+
+
+def _list_column(values: list[tuple[tuple[Any, ...], ...]], kind: pa.ListType) -> pa.ListArray:
+    items = [item for value in values for item in value]
+    fields = list(kind.value_type)
+    children = [pa.array([item[at] for item in items], field.type) for at, field in enumerate(fields)]
+    lengths = np.fromiter((len(value) for value in values), np.int64, len(values))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(children, fields=fields), type=kind)
 
 
 class ChunkReader(Protocol):
@@ -136,3 +167,190 @@ class ChunkReader(Protocol):
     def read_chunk(self, sha256: bytes) -> bytes:
         """The bytes of that name, already compared with it. Raises StoreChunkMissing, StoreChunkCorrupt."""
         ...
+
+
+# --- rules ----------------------------------------------------------------------------------------------------
+
+
+def validate(table: pa.Table) -> None:
+    """Refuse a files table that breaks a rule, before anybody works by it. Raises ManifestInvalid.
+
+    It holds afterwards: the columns are those of FILES_SCHEMA without nulls where none may be; rows are sorted by path
+    and no path comes twice; the first row is the root, a directory; every other path is of plain names (none empty,
+    `.` or `..`, no NUL, at most 255 bytes each and 4,095 in all) and its parent is a directory of the table, so no
+    path goes through a symbolic link; only files have sizes and chunks, only symbolic links targets, only devices
+    numbers; chunks are in order, do not overlap and end within the file; extended attributes are within Linux's
+    limits, none twice on a file; names of one link group are never directories and agree in kind, volume, size,
+    content, target and device; owners are numbers that chown takes; flags are those that are kept.
+    """
+    if not table.schema.equals(FILES_SCHEMA):
+        raise ManifestInvalid(path="", reason="its columns are not those of a files table")
+    rules = _Rules(table.combine_chunks())
+    rules.no_nulls()
+    rules.paths()
+    rules.parents()
+    rules.kinds()
+    rules.chunks()
+    rules.xattrs()
+    rules.link_groups()
+
+
+class _Rules:
+    """The rules, each over whole columns."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self.columns: dict[str, pa.Array] = {name: _single(table[name]) for name in table.schema.names}
+        self.count = table.num_rows
+
+    def refuse_where(self, bad: Any, reason: str) -> None:
+        """Raise for the first row that is marked."""
+        rows = np.flatnonzero(np.asarray(bad))
+        if len(rows):
+            path: bytes = self.columns["path"][int(rows[0])].as_py() or b""
+            shown = path[:PATH_BYTES_MAX].decode("utf-8", "backslashreplace")
+            shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
+            raise ManifestInvalid(path=shown, reason=reason)
+
+    def numbers(self, column: str) -> np.ndarray:
+        return np.asarray(self.columns[column].to_numpy(zero_copy_only=False))
+
+    def refuse_items_where(self, column: str, bad: Any, reason: str) -> None:
+        """Raise for the row of the first marked item of a list column."""
+        marked = np.flatnonzero(np.asarray(bad))
+        if len(marked):
+            rows = np.zeros(self.count, bool)
+            rows[np.repeat(np.arange(self.count), self.lengths(column))[marked[0]]] = True
+            self.refuse_where(rows, reason)
+
+    def lengths(self, column: str) -> np.ndarray:
+        return np.asarray(pc.list_value_length(self.columns[column]).to_numpy(zero_copy_only=False))
+
+    def items(self, column: str, field: str) -> pa.Array:
+        return pc.struct_field(self.columns[column].flatten(), field)
+
+    def no_nulls(self) -> None:
+        for field in FILES_SCHEMA:
+            if not field.nullable and self.columns[field.name].null_count:
+                raise ManifestInvalid(path="", reason=f"column {field.name} has a null")
+        for name, kind in (("xattrs", XATTR_TYPE), ("chunks", CHUNK_TYPE)):
+            if self.columns[name].flatten().null_count or any(self.items(name, f.name).null_count for f in kind):
+                raise ManifestInvalid(path="", reason=f"column {name} has a null")
+
+    def paths(self) -> None:
+        paths = self.columns["path"]
+        if not self.count or paths[0].as_py() != b"" or not stat.S_ISDIR(self.columns["mode"][0].as_py()):
+            raise ManifestInvalid(path="", reason="the root is missing, or is not a directory")
+        unsorted = pc.greater_equal(paths.slice(0, self.count - 1), paths.slice(1))
+        self.refuse_where(np.append(False, unsorted.to_numpy(zero_copy_only=False)), "it comes twice or out of order")
+        if self.count == 1:
+            return
+        offsets, content = _binary(paths.slice(1))
+        starts, ends = offsets[:-1], offsets[1:]
+        bad = np.zeros(self.count, bool)
+        bad[1:] = (ends - starts) > PATH_BYTES_MAX
+        self.refuse_where(bad, f"its path is longer than {PATH_BYTES_MAX} bytes")
+        slashes = np.flatnonzero(content == ord("/"))
+        # Names begin where paths do and behind slashes, and end at slashes and where paths do: sorted, they pair up.
+        first, last = np.sort(np.append(starts, slashes + 1)), np.sort(np.append(ends, slashes))
+        length = last - first
+        padded = np.append(content, [0, 0])
+        dots = (padded[first] == ord(".")) & ((length == 1) | ((length == 2) & (padded[first + 1] == ord("."))))
+        wrong = (length == 0) | (length > NAME_BYTES_MAX) | dots
+        names_a_row = 1 + np.diff(np.searchsorted(slashes, offsets))
+        bad = np.zeros(self.count, bool)
+        bad[1 + np.repeat(np.arange(self.count - 1), names_a_row)[wrong]] = True
+        bad[1 + np.searchsorted(ends, np.flatnonzero(content == 0), side="right")] = True
+        self.refuse_where(bad, "a name in its path is empty, too long, a dot or two, or has a NUL")
+
+    def parents(self) -> None:
+        paths = self.columns["path"]
+        directories = paths.filter(pa.array(self._is(stat.S_IFDIR)))
+        parents = pc.replace_substring_regex(paths, r"(?:^|/)[^/]*$", "")
+        self.refuse_where(
+            pc.invert(pc.is_in(parents, directories)).to_numpy(zero_copy_only=False),
+            "its parent is not there, or is not a directory",
+        )
+
+    def _is(self, *kinds: int) -> np.ndarray:
+        return np.isin(self.numbers("mode") & 0o170000, kinds)
+
+    def kinds(self) -> None:
+        known = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
+        self.refuse_where(~self._is(*known) | (self.numbers("mode") > 0o177777), "its mode names no kind of file")
+        size = self.numbers("size")
+        self.refuse_where(size >= 1 << 63, "it is larger than a file can be")
+        self.refuse_where(~self._is(stat.S_IFREG) & (size > 0), "only files have a size")
+        links = self._is(stat.S_IFLNK)
+        lengths = pc.fill_null(pc.binary_length(self.columns["target"]), 0).to_numpy(zero_copy_only=False)
+        self.refuse_where(links & ((lengths == 0) | (lengths > PATH_BYTES_MAX)), "its target is empty or too long")
+        self.refuse_where(~links & self.columns["target"].is_valid().to_numpy(zero_copy_only=False), "it has a target")
+        nul = pc.fill_null(pc.match_substring(self.columns["target"], b"\0"), False)
+        self.refuse_where(nul.to_numpy(zero_copy_only=False), "its target has a NUL")
+        major, minor = self.numbers("rdev_major"), self.numbers("rdev_minor")
+        device = self._is(stat.S_IFCHR, stat.S_IFBLK)
+        self.refuse_where(
+            (major > np.where(device, DEVICE_MAJOR_MAX, 0)) | (minor > np.where(device, DEVICE_MINOR_MAX, 0)),
+            "its device number is out of range",
+        )
+        self.refuse_where((self.numbers("uid") == _NOBODY) | (self.numbers("gid") == _NOBODY), "its owner is no number")
+        self.refuse_where((self.numbers("flags") & ~np.uint32(KEPT_FLAGS)) != 0, "it has flags that are not kept")
+
+    def chunks(self) -> None:
+        counts = self.lengths("chunks")
+        self.refuse_where(~self._is(stat.S_IFREG) & (counts > 0), "only files have content")
+        start = self.items("chunks", "offset").to_numpy(zero_copy_only=False)
+        length = self.items("chunks", "length").to_numpy(zero_copy_only=False).astype(np.uint64)
+        wrong = (length == 0) | (length > CHUNK_BYTES_MAX) | (start >= 1 << 63)
+        self.refuse_items_where("chunks", wrong, "a chunk is empty, too long or too far")
+        end = start + length
+        row = np.repeat(np.arange(self.count), counts)
+        self.refuse_items_where("chunks", end > self.numbers("size")[row], "a chunk ends behind the file")
+        if len(row):
+            overlap = np.append(False, (row[1:] == row[:-1]) & (start[1:] < end[:-1]))
+            self.refuse_items_where("chunks", overlap, "its chunks overlap or are out of order")
+
+    def xattrs(self) -> None:
+        names, values = self.items("xattrs", "name"), self.items("xattrs", "value")
+        if not len(names):
+            return
+        length = pc.binary_length(names).to_numpy(zero_copy_only=False)
+        bad = (length == 0) | (length > XATTR_NAME_BYTES_MAX)
+        bad |= pc.match_substring(names, b"\0").to_numpy(zero_copy_only=False)
+        bad |= pc.binary_length(values).to_numpy(zero_copy_only=False) > XATTR_VALUE_BYTES_MAX
+        self.refuse_items_where("xattrs", bad, "an extended attribute's name or value is empty, too long or has a NUL")
+        row = np.repeat(np.arange(self.count), self.lengths("xattrs"))
+        pairs = pa.table({"row": row, "name": names}).group_by(["row", "name"], use_threads=False)
+        if pairs.aggregate([]).num_rows != len(names):
+            raise ManifestInvalid(path="", reason="a file has an extended attribute twice")
+
+    def link_groups(self) -> None:
+        grouped = self.columns["link_group"].is_valid()
+        rows = np.flatnonzero(grouped.to_numpy(zero_copy_only=False))
+        if not len(rows):
+            return
+        bad = np.zeros(self.count, bool)
+        bad[rows] = self._is(stat.S_IFDIR)[rows]
+        self.refuse_where(bad, "a directory has no second name")
+        groups = self.columns["link_group"].filter(grouped).to_numpy(zero_copy_only=False)
+        _, first, of = np.unique(groups, return_index=True, return_inverse=True)
+        kind = self.numbers("mode") & 0o170000
+        leader = rows[first][of]
+        bad[rows] = kind[rows] != kind[leader]
+        self.refuse_where(bad, "it is of another kind than another name of its inode")
+        alike = self.table.select(["volume", "size", "rdev_major", "rdev_minor", "target", "chunks"])
+        if not alike.take(rows).equals(alike.take(leader)):
+            raise ManifestInvalid(path="", reason="names of one inode differ in volume, size, content or target")
+
+
+def _single(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
+
+
+def _binary(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(offsets, bytes) of a binary array without nulls, the offsets counted from its first byte."""
+    buffers = array.buffers()
+    offsets = np.frombuffer(buffers[1], np.int32, len(array) + 1, array.offset * 4).astype(np.int64)
+    content = np.frombuffer(buffers[2] or b"", np.uint8)[offsets[0] : offsets[-1]]
+    return offsets - offsets[0], content

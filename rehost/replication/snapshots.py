@@ -1,0 +1,145 @@
+"""Snapshots in the store: what is said of one, and its files table, published together or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from rehost.errors import SnapshotNotFound, StoreIOFailed, StoreUnreadable
+from rehost.replication.manifest import FILES_SCHEMA
+from rehost.replication.packs import OpenFile, fsync_folder, lock, publish, storage_error
+from rehost.source.inventory import Inventory, Record, Volume
+
+_ID = re.compile(r"n-[a-z0-9]{20}")
+_ROWS_A_GROUP = 65_536
+
+
+class Snapshot(Record):
+    """A server at one time: what was known of it, and what its files table is about."""
+
+    id: str
+    source_id: str
+    parent_id: str | None = None  # the snapshot that this one was compared with
+    created_at: datetime
+    inventory: Inventory
+    volumes: tuple[Volume, ...]  # the files table's `volume` column counts these
+    consistency: str = "live"
+    files_total: int = 0  # rows of the files table
+    bytes_total: int = 0  # the sum of their sizes, an inode with several names counted once
+    exclude: tuple[str, ...] = ()
+
+
+class Snapshots:
+    """The folder of snapshots: one folder each, named by its id, that appears whole and goes whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def _path(self, snapshot_id: str) -> Path:
+        if not _ID.fullmatch(snapshot_id):
+            raise SnapshotNotFound(id=snapshot_id)
+        return self._folder / snapshot_id
+
+    def save(self, snapshot: Snapshot, files: pa.Table) -> None:
+        """Publish a snapshot. One of the same id is not replaced: StoreIOFailed."""
+        path = self._path(snapshot.id)
+        temporary = self._folder / f".{snapshot.id}-{secrets.token_hex(4)}"
+        try:
+            temporary.mkdir(mode=0o700)
+            held = OpenFile(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            lock(held.fd)  # until the end of this function, so that `clean` leaves it alone
+            self._write(temporary, snapshot, files)
+            if path.exists():
+                raise StoreIOFailed(path=path, reason="there is a snapshot of this id already")
+            temporary.rename(path)
+            fsync_folder(self._folder)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise storage_error(error, path) from error
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def _write(self, folder: Path, snapshot: Snapshot, files: pa.Table) -> None:
+        table = folder / "files.parquet"
+        pq.write_table(
+            files.replace_schema_metadata(FILES_SCHEMA.metadata),
+            table,
+            compression="zstd",
+            row_group_size=_ROWS_A_GROUP,
+        )
+        fd = os.open(table, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        publish(folder / "snapshot.json", snapshot.model_dump_json(indent=1).encode(), folder / "snapshot.json.tmp")
+
+    def load(self, snapshot_id: str) -> Snapshot:
+        """What is said of a snapshot."""
+        path = self._path(snapshot_id) / "snapshot.json"
+        try:
+            return Snapshot.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise SnapshotNotFound(id=snapshot_id) from error
+        except OSError as error:
+            raise storage_error(error, path) from error
+        except ValidationError as error:
+            raise StoreUnreadable(path=path, reason=str(error)) from error
+
+    def files(self, snapshot_id: str) -> pa.Table:
+        """The files table of a snapshot, sorted by path."""
+        path = self._path(snapshot_id) / "files.parquet"
+        try:
+            return read_files(path)
+        except FileNotFoundError as error:
+            raise SnapshotNotFound(id=snapshot_id) from error
+
+    def ids(self) -> list[str]:
+        """The ids of all snapshots."""
+        return sorted(path.name for path in self._folder.iterdir() if _ID.fullmatch(path.name))
+
+    def delete(self, snapshot_id: str) -> None:
+        """Take a snapshot away; its chunks stay."""
+        path = self._path(snapshot_id)
+        gone = self._folder / f".{snapshot_id}-{secrets.token_hex(4)}"
+        try:
+            path.rename(gone)
+            fsync_folder(self._folder)
+        except FileNotFoundError as error:
+            raise SnapshotNotFound(id=snapshot_id) from error
+        except OSError as error:
+            raise storage_error(error, path) from error
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def clean(self) -> None:
+        """Remove what dead processes left half made, or half removed."""
+        for path in self._folder.iterdir():
+            if not path.name.startswith("."):
+                continue
+            with contextlib.suppress(OSError):
+                held = OpenFile(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+                if lock(held.fd):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def read_files(path: Path) -> pa.Table:
+    """A files table from its Parquet file; raises FileNotFoundError, StoreUnreadable where it is something else."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise StoreUnreadable(path=path, reason=str(error)) from error
+    if not table.schema.equals(FILES_SCHEMA):
+        raise StoreUnreadable(path=path, reason="it has other columns than a files table")
+    return table
