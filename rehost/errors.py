@@ -43,7 +43,7 @@ class RehostError(Exception):
         return str(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (type(self), self.facts))
+        return (_rebuild, (type(self), self.facts, str(self)))
 
 
 class _Facts(dict[str, Any]):
@@ -53,8 +53,16 @@ class _Facts(dict[str, Any]):
         return f"<{key}>"
 
 
-def _rebuild(cls: type[RehostError], facts: dict[str, Any]) -> RehostError:
-    return cls(**facts)
+def _rebuild(cls: type[RehostError], facts: dict[str, Any], message: str) -> RehostError:
+    error = cls(**facts)
+    error.args = (message,)
+    return error
+
+
+def error_of(code: str, message: str) -> RehostError:
+    """The error that was told by this code and sentence, by a report or another process."""
+    cls = next((c for c in error_classes() if c.code == code), RunError)
+    return _rebuild(cls, {}, message)
 
 
 def error_classes(root: type[RehostError] = RehostError) -> Iterator[type[RehostError]]:
@@ -640,6 +648,13 @@ class ContainerCheckFailed(VerificationError):
 
 class EnvironmentFault(RunError):
     """{detail}"""
+
+
+class NeedsUnmet(EnvironmentFault):
+    """This machine lacks what the job needs: {lacking}. Nothing was started."""
+
+    code = "Environment.Lacking"
+    remedy = "Run `rehost doctor`; it says what to install or to start."
 
 
 class ProgramNotFound(EnvironmentFault):

@@ -104,7 +104,8 @@ class Process:
 
     def _keep_stderr(self) -> None:
         pipe = self.popen.stderr
-        assert pipe is not None
+        if pipe is None:  # it goes to a file of the caller's
+            return
         with contextlib.suppress(ValueError, OSError):
             while piece := os.read(pipe.fileno(), 65_536):
                 self._stderr += piece
@@ -156,13 +157,15 @@ def spawn(
     *,
     stdin: int | IO[Any] | None = None,
     stdout: int | IO[Any] | None = subprocess.PIPE,
+    stderr: IO[Any] | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
 ) -> Iterator[Process]:
     """Start a program; on the way out of the block its whole process group is ended.
 
-    Standard input is nothing, standard output a pipe, unless given. Raises ProgramNotFound.
+    Standard input is nothing, standard output a pipe, unless given; standard error is kept, unless given a file.
+    Raises ProgramNotFound.
     """
     found = find(argv[0])
     if found is None:
@@ -174,7 +177,7 @@ def spawn(
         [*guard, found, *argv[1:]],
         stdin=subprocess.DEVNULL if stdin is None else stdin,
         stdout=stdout,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.PIPE if stderr is None else stderr,
         env=environment(env),
         cwd=cwd,
         pass_fds=pass_fds,

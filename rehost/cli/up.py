@@ -1,0 +1,156 @@
+"""`rehost up`: the Prefect server, its worker and the API, together in the foreground.
+
+They start in that order, each waited for until it answers, and stop in the other order on SIGINT or SIGTERM, or when
+one of them ends by itself. Where PREFECT_API_URL is set that Prefect server is used and none is started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import httpx
+
+from rehost.errors import EnvironmentFault, RehostError
+from rehost.run import Process, run, spawn
+from rehost.settings import Settings, settings
+
+_START_SECONDS = 240.0  # a Prefect server on two busy cores was seen to take 24 s, with a new database 60 s
+POOL = "rehost"
+
+
+class ServiceEnded(EnvironmentFault):
+    """The service {service} ended by itself with status {status}: {stderr}"""
+
+    code = "Service.Ended"
+    remedy = "Its log file, named above, says more; then start `rehost up` again: jobs go on from what arrived."
+
+
+class ServiceSilent(EnvironmentFault):
+    """The service {service} did not answer at {url} within {seconds} seconds."""
+
+    code = "Service.Silent"
+    remedy = "Look at its log file, and whether another program holds the port."
+    retryable = True
+
+
+def prefect_environment(configured: Settings) -> dict[str, str]:
+    """The variables under which every part of Prefect runs here; nothing phones out."""
+    url = os.environ.get("PREFECT_API_URL") or f"http://127.0.0.1:{configured.prefect_port}/api"
+    passed = {k: v for k, v in os.environ.items() if k.startswith(("REHOST_", "PREFECT_"))}
+    return {
+        **passed,
+        "PREFECT_API_URL": url,
+        "PREFECT_HOME": str(configured.home / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "rehost,image_builders",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_CLI_PROMPT": "false",
+        "PWD": str(checkout()),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def checkout() -> Path:
+    """The folder that holds prefect.yaml and the flows."""
+    return Path(__file__).resolve().parents[2]
+
+
+class Services:
+    """The services that run, in the order in which they were started."""
+
+    def __init__(self, stop: threading.Event, say: Callable[[str], None]) -> None:
+        self._running: list[tuple[str, Process]] = []
+        self._stop = stop
+        self._say = say
+
+    def add(self, name: str, process: Process) -> None:
+        self._running.append((name, process))
+
+    def check(self) -> None:
+        """Raise ServiceEnded if one has ended."""
+        for name, process in self._running:
+            status = process.popen.poll()
+            if status is not None and not self._stop.is_set():
+                raise ServiceEnded(service=name, status=status, stderr=process.stderr().strip()[-500:])
+
+    def wait_for(self, name: str, url: str) -> None:
+        """Wait until the URL answers with 200."""
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._stop.is_set():
+            self.check()
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(url, timeout=5, trust_env=False).status_code == 200:
+                    self._say(f"{name} answers at {url}")
+                    return
+            if time.monotonic() > deadline:
+                raise ServiceSilent(service=name, url=url, seconds=_START_SECONDS)
+            self._stop.wait(0.3)
+
+
+@contextlib.contextmanager
+def services(configured: Settings, stop: threading.Event, say: Callable[[str], None]) -> Iterator[Services]:
+    """Prefect, its worker and the API, all answering inside the block and ended after it.
+
+    Raises ServiceEnded, ServiceSilent, ProgramFailed.
+    """
+    configured.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    logs = configured.home / "logs"
+    logs.mkdir(exist_ok=True)
+    env = prefect_environment(configured)
+    prefect = [sys.executable, "-m", "prefect"]
+    api = env["PREFECT_API_URL"]
+    with contextlib.ExitStack() as stack:
+        running = Services(stop, say)
+
+        def start(name: str, argv: list[str]) -> None:
+            log = stack.enter_context((logs / f"{name}.log").open("ab"))
+            say(f"starting {name} (log: {log.name})")
+            running.add(name, stack.enter_context(spawn(argv, stdout=log, stderr=log, env=env, cwd=checkout())))
+
+        if not os.environ.get("PREFECT_API_URL"):
+            port = str(configured.prefect_port)
+            start("prefect-server", [*prefect, "server", "start", "--host", "127.0.0.1", "--port", port])
+        running.wait_for("Prefect", f"{api}/health")
+        run([*prefect, "work-pool", "create", "--type", "process", "--overwrite", POOL], timeout=240, env=env)
+        run([*prefect, "--no-prompt", "deploy", "--all"], timeout=240, env=env, cwd=checkout())
+        start("worker", [*prefect, "worker", "start", "--pool", POOL, "--type", "process", "--with-healthcheck"])
+        start("api", [sys.executable, "-m", "api.serve"])
+        running.wait_for("the API", f"http://{configured.api_host}:{configured.api_port}/healthz")
+        yield running
+
+
+def main(argv: list[str]) -> int:
+    """Run all services until SIGINT or SIGTERM. Exit code 0 after a stop that was asked for, else 1."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+
+    def say(line: str) -> None:
+        print(f"rehost up: {line}", file=sys.stderr, flush=True)
+
+    configured = settings()
+    try:
+        with services(configured, stop, say) as running:
+            if not stop.is_set():
+                say(f"ready. API and docs: http://{configured.api_host}:{configured.api_port}/docs")
+                say(f"Prefect UI: {prefect_environment(configured)['PREFECT_API_URL'].removesuffix('/api')}")
+            while not stop.wait(0.5):
+                running.check()
+            say("stopping")
+    except RehostError as error:
+        say(f"{error.code}: {error.message} {error.remedy}")
+        return error.exit_code
+    return 0
