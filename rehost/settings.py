@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -43,6 +43,14 @@ class Settings(BaseSettings):
     hour_seconds: float = Field(3600.0, gt=0)
     regions: dict[str, Region] = Field(default_factory=dict)
 
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        """REHOST_API_KEYS is a list by commas; in rehost.toml it is an array, or such a string."""
+        if isinstance(value, str):
+            return tuple(key for part in value.split(",") if (key := part.strip()))
+        return value
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -59,6 +67,12 @@ class Settings(BaseSettings):
     def catalog_url(self) -> str:
         """The catalog's database as an SQLAlchemy URL."""
         return self.database_url or f"sqlite:///{self.home / 'catalog.db'}"
+
+    @property
+    def prefect_ui_url(self) -> str:
+        """Where people look at flow runs: the server of PREFECT_API_URL, else the one that is started here."""
+        api = os.environ.get("PREFECT_API_URL", f"http://127.0.0.1:{self.prefect_port}/api")
+        return api.rstrip("/").removesuffix("/api")
 
     @property
     def store_path(self) -> Path:

@@ -1,0 +1,45 @@
+"""The catalog as a whole: what the API, the flows and the tasks ask and tell."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rehost.catalog.database import Database
+from rehost.catalog.idempotency import IdempotencyKeys
+from rehost.catalog.images import Images
+from rehost.catalog.jobs import Jobs
+from rehost.catalog.runs import Runs
+from rehost.catalog.sources import Sources
+from rehost.settings import Settings
+
+
+class Catalog(Sources, Jobs, Runs, Images, IdempotencyKeys):
+    """Safe to use from several threads and processes at once. Every method is one transaction.
+
+    Every method raises CatalogAway where the database does not answer.
+    """
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        self._settings = settings
+
+    @classmethod
+    def open(cls, settings: Settings) -> Self:
+        """Open the catalog of these settings; an empty database gets its tables.
+
+        Raises CatalogAway, CatalogVersionMismatch.
+        """
+        return cls(Database(settings.catalog_url), settings)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,110 @@
+"""The catalog's database: opened, its version checked, reads and writes each in one transaction.
+
+SQLite runs in WAL mode, so that readers never wait; a writing transaction takes the write lock at its beginning
+(BEGIN IMMEDIATE), so that what it read stays true and two writers queue instead of failing. On PostgreSQL the
+compare-and-set updates and the unique indexes do the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from rehost.catalog.tables import SCHEMA_VERSION, Base, SchemaRow
+from rehost.errors import CatalogAway, CatalogVersionMismatch
+
+_LOCK_WAIT_MS = 30_000  # how long a writer waits for another one
+
+
+class Database:
+    """Sessions on the catalog's database."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._engine = _engine(url)
+            self._check_version()
+        except (SQLAlchemyError, OSError, ImportError) as error:
+            raise CatalogAway(reason=_first_line(error)) from error
+        self._writing = self._engine.execution_options(rehost_writes=True)
+
+    def _check_version(self) -> None:
+        writing = self._engine.execution_options(rehost_writes=True)
+        with writing.begin() as connection:
+            # In one transaction, so that two processes that open an empty database make one set of tables.
+            Base.metadata.create_all(connection)
+            found = connection.scalar(select(SchemaRow.version))
+            if found is None:
+                connection.execute(SchemaRow.__table__.insert().values(version=SCHEMA_VERSION))  # type: ignore[attr-defined]
+            elif found != SCHEMA_VERSION:
+                raise CatalogVersionMismatch(found=found, wanted=SCHEMA_VERSION)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session that changes nothing."""
+        with self._session(self._engine) as session:
+            yield session
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Session]:
+        """A session that is committed at the end of the block, and undone by an exception."""
+        with self._session(self._writing) as session, session.begin():
+            yield session
+
+    @contextlib.contextmanager
+    def _session(self, engine: Engine) -> Iterator[Session]:
+        try:
+            with Session(engine, expire_on_commit=False) as session:
+                yield session
+        except IntegrityError:
+            raise  # a rule of the catalog; whoever wrote knows which
+        except DBAPIError as error:
+            raise CatalogAway(reason=_first_line(error.orig or error)) from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def now() -> datetime:
+    """The time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def _engine(url: str) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_pre_ping=True)
+    if parsed.database and parsed.database != ":memory:":
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(parsed, connect_args={"timeout": _LOCK_WAIT_MS / 1000})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself: _begin_sqlite does
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {_LOCK_WAIT_MS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")  # what was answered survives a power cut
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get("rehost_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _first_line(error: BaseException) -> str:
+    # Only the driver's own sentence: SQLAlchemy's has the statement and its parameters in it.
+    original = error.orig if isinstance(error, OperationalError) and error.orig is not None else error
+    return (str(original).splitlines() or [type(error).__name__])[0]

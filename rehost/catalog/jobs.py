@@ -1,0 +1,285 @@
+"""Jobs in the catalog: made, listed, shown as they stand."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from rehost.catalog import cron
+from rehost.catalog.database import Database, now
+from rehost.catalog.job import ExecuteAt, Incremental, JobSpec
+from rehost.catalog.names import name_from
+from rehost.catalog.paging import DEFAULT_LIMIT, page
+from rehost.catalog.records import Job, Page, VerificationSummary
+from rehost.catalog.sources import source_row, unfinished_job
+from rehost.catalog.states import (
+    BUSINESS_INFO,
+    ENDED,
+    NEXT_STEP,
+    NEXT_STEP_STOPPING,
+    NEXT_STEP_TIMED,
+    STATUS_INFO,
+    BusinessStatus,
+    JobStatus,
+    RunKind,
+    SourceState,
+    startable,
+)
+from rehost.catalog.tables import ImageRow, JobRow, JobTagRow, VerificationRow
+from rehost.errors import (
+    ImageNameUsedByJob,
+    JobNameDuplicate,
+    JobNotFound,
+    JobQuotaExceeded,
+    SourceHasUnfinishedJob,
+    SourceStateInvalid,
+)
+from rehost.ids import new_id
+from rehost.settings import Settings
+from rehost.verification.report import Failure
+
+MAX_JOBS = 1000
+VALID_DAYS = 30
+
+
+class Jobs:
+    """The part of the catalog that remembers jobs."""
+
+    _database: Database
+    _settings: Settings
+
+    def create_job(self, spec: JobSpec) -> Job:
+        """Make a job in Ready. What rules.py judges has been judged; what only one job may have is judged here.
+
+        Raises SourceNotFound, SourceStateInvalid, SourceHasUnfinishedJob, JobNameDuplicate, ImageNameUsedByJob,
+        JobQuotaExceeded.
+        """
+        for attempt in range(2):
+            try:
+                with self._database.write() as session:
+                    self.check_conflicts(session, spec)
+                    row = self._new_row(session, spec)
+                    session.add(row)
+                    session.flush()
+                    session.add_all(JobTagRow(job_id=row.id, key=k, value=v) for k, v in spec.tags.items())
+                    return self.job_records(session, [row])[0]
+            except IntegrityError:
+                # Another writer was faster (PostgreSQL); the second look sees what it wrote and tells the rule.
+                if attempt:
+                    raise
+        raise AssertionError("unreachable")
+
+    def conflicts(self, spec: JobSpec) -> None:
+        """Raise what create_job would raise, without making anything; a source in use is no conflict here."""
+        with self._database.read() as session:
+            self.check_conflicts(session, spec, in_use=False)
+
+    @staticmethod
+    def check_conflicts(session: Session, spec: JobSpec, *, in_use: bool = True) -> None:
+        source = source_row(session, spec.source_id)
+        if source.state != SourceState.AVAILABLE:
+            raise SourceStateInvalid(id=source.id, state=source.state, allowed=SourceState.AVAILABLE)
+        if in_use and (holder := unfinished_job(session, source.id)) is not None:
+            raise SourceHasUnfinishedJob(id=source.id, job_id=holder.id)
+        if (session.scalar(select(func.count()).select_from(JobRow)) or 0) >= MAX_JOBS:
+            raise JobQuotaExceeded(limit=MAX_JOBS)
+        in_region = select(JobRow).where(JobRow.region_id == spec.region_id)
+        if spec.name and session.scalars(in_region.where(JobRow.name == spec.name)).first() is not None:
+            raise JobNameDuplicate(region_id=spec.region_id, name=spec.name)
+        wanted = (spec.targets.image.name if spec.targets.image else None) or spec.name
+        if wanted:
+            unfinished = in_region.where(JobRow.image_name == wanted, JobRow.status.not_in(ENDED))
+            if (other := session.scalars(unfinished).first()) is not None:
+                raise ImageNameUsedByJob(name=wanted, job_id=other.id)
+
+    def _new_row(self, session: Session, spec: JobSpec) -> JobRow:
+        moment = now()
+        hostname = str(source_row(session, spec.source_id).inventory.get("hostname", ""))
+        name = spec.name or f"{name_from(hostname)}-{secrets.token_hex(4)}"
+        image_name = (spec.targets.image.name if spec.targets.image else None) or name
+        spec = spec.model_copy(
+            update={"name": name, "valid_until": spec.valid_until or moment + timedelta(days=VALID_DAYS)}
+        )
+        assert spec.valid_until is not None
+        return JobRow(
+            id=new_id("j"),
+            source_id=spec.source_id,
+            region_id=spec.region_id,
+            name=name,
+            image_name=image_name,
+            spec=spec.model_dump(mode="json"),
+            status=JobStatus.READY,
+            progress=0,
+            stopping=False,
+            created_at=moment,
+            valid_until=spec.valid_until,
+        )
+
+    def job(self, id: str) -> Job:
+        """Raises JobNotFound."""
+        with self._database.read() as session:
+            return self.job_records(session, [job_row(session, id)])[0]
+
+    def jobs(
+        self,
+        *,
+        status: JobStatus | None = None,
+        business_status: BusinessStatus | None = None,
+        source_id: str | None = None,
+        name: str | None = None,
+        region_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        limit: int = DEFAULT_LIMIT,
+        cursor: str | None = None,
+    ) -> Page[Job]:
+        """Newest first; the filters are joined by AND. Raises InvalidParameter."""
+        query = select(JobRow)
+        for column, wanted in (
+            (JobRow.status, status),
+            (JobRow.business_status, business_status),
+            (JobRow.source_id, source_id),
+            (JobRow.name, name),
+            (JobRow.region_id, region_id),
+        ):
+            if wanted is not None:
+                query = query.where(column == wanted)
+        for key, value in (tags or {}).items():
+            tagged = select(JobTagRow.job_id).where(JobTagRow.key == key, JobTagRow.value == value)
+            query = query.where(JobRow.id.in_(tagged))
+        with self._database.read() as session:
+            return page(
+                session, query, JobRow.created_at, JobRow.id, limit=limit, cursor=cursor, records=self.job_records
+            )
+
+    def scheduled(self, job_id: str) -> None:
+        """The schedule of an incremental job is registered from now on: its intervals count from here."""
+        with self._database.write() as session:
+            job_row(session, job_id).scheduled_since = now()
+
+    def unscheduled(self, job_id: str) -> None:
+        """The schedule of the job is gone."""
+        with self._database.write() as session:
+            job_row(session, job_id).scheduled_since = None
+
+    def timed(self, job_id: str, flow_run_id: str) -> None:
+        """The first run of the job starts by itself, as that flow run."""
+        with self._database.write() as session:
+            job_row(session, job_id).timed_flow_run_id = flow_run_id
+
+    def take_timed(self, job_id: str) -> str | None:
+        """The flow run of a start that is still ahead; the job forgets it. None where there is none."""
+        with self._database.write() as session:
+            row = job_row(session, job_id)
+            found, row.timed_flow_run_id = row.timed_flow_run_id, None
+            return found
+
+    def forget_job(self, job_id: str) -> None:
+        """Undo create_job for a job that nothing has run for, because it could not be started."""
+        with self._database.write() as session:
+            row = job_row(session, job_id)
+            for tag in session.scalars(select(JobTagRow).where(JobTagRow.job_id == job_id)):
+                session.delete(tag)
+            session.flush()
+            session.delete(row)
+
+    def job_records(self, session: Session, rows: Sequence[JobRow]) -> list[Job]:
+        """The records of rows, with what hangs on them."""
+        ids = [row.id for row in rows]
+        images: dict[str, list[str]] = {}
+        for job_id, image_id in session.execute(
+            select(ImageRow.job_id, ImageRow.id).where(ImageRow.job_id.in_(ids)).order_by(ImageRow.created_at)
+        ):
+            images.setdefault(job_id, []).append(image_id)
+        latest: dict[str, VerificationSummary] = {}
+        newest = (
+            select(func.max(VerificationRow.created_at))
+            .where(VerificationRow.job_id.in_(ids))
+            .group_by(VerificationRow.job_id)
+        )
+        for row in session.scalars(
+            select(VerificationRow).where(VerificationRow.job_id.in_(ids), VerificationRow.created_at.in_(newest))
+        ):
+            latest[row.job_id] = VerificationSummary(
+                id=row.id, image_id=row.image_id, subject=row.subject, status=row.status, created_at=row.created_at
+            )
+        return [self._record(row, tuple(images.get(row.id, ())), latest.get(row.id)) for row in rows]
+
+    def _record(self, row: JobRow, image_ids: tuple[str, ...], verification: VerificationSummary | None) -> Job:
+        spec = JobSpec.model_validate(row.spec)
+        status = JobStatus(row.status)
+        business_status = BusinessStatus(row.business_status) if row.business_status else None
+        error = Failure.model_validate(row.error) if row.error else None
+        next_run_at = self._next_run_at(row, spec)
+        asked = {name: getattr(spec, name) for name in JobSpec.model_fields}
+        return Job(
+            **{
+                **asked,
+                "id": row.id,
+                "status": status,
+                "business_status": business_status,
+                "progress": row.progress,
+                "eta_seconds": row.eta_seconds,
+                "status_info": _status_info(row, status, business_status, error),
+                "error": error,
+                "next_run_at": next_run_at,
+                "image_ids": image_ids,
+                "latest_verification": verification,
+                "created_at": row.created_at,
+                "started_at": row.started_at,
+                "ended_at": row.ended_at,
+                "prefect_url": self._prefect_url(row.flow_run_id or row.timed_flow_run_id),
+                "next_step": _next_step(row, status, next_run_at),
+            }
+        )
+
+    def _next_run_at(self, row: JobRow, spec: JobSpec) -> datetime | None:
+        if row.timed_flow_run_id and isinstance(spec.execution, ExecuteAt) and row.status == JobStatus.READY:
+            return spec.execution.start_at
+        if spec.incremental is None or row.scheduled_since is None:
+            return None
+        if JobStatus(row.status) not in (*startable(RunKind.SCHEDULE), JobStatus.RUNNING):
+            return None
+        return next_scheduled(spec.incremental, row.scheduled_since, now(), self._settings.hour_seconds)
+
+    def _prefect_url(self, flow_run_id: str | None) -> str | None:
+        return f"{self._settings.prefect_ui_url}/runs/flow-run/{flow_run_id}" if flow_run_id else None
+
+
+def next_scheduled(rule: Incremental, since: datetime, moment: datetime, hour_seconds: float) -> datetime | None:
+    """The first run of a schedule after that moment; intervals are counted from `since`."""
+    if rule.cron is not None:
+        return cron.parse(rule.cron).next_after(moment, rule.timezone or "UTC")
+    assert rule.interval_hours is not None
+    interval = timedelta(seconds=rule.interval_hours * hour_seconds)
+    return since + interval * max(1, (moment - since) // interval + 1)
+
+
+def job_row(session: Session, id: str) -> JobRow:
+    """Raises JobNotFound."""
+    row = session.get(JobRow, id)
+    if row is None:
+        raise JobNotFound(id=id)
+    return row
+
+
+def _status_info(row: JobRow, status: JobStatus, stage: BusinessStatus | None, error: Failure | None) -> str:
+    if row.stopping:
+        return "The run is being stopped."
+    if status is JobStatus.IN_ERROR and error is not None:
+        return error.message
+    if status is JobStatus.RUNNING and stage is not None:
+        return BUSINESS_INFO[stage]
+    return STATUS_INFO[status]
+
+
+def _next_step(row: JobRow, status: JobStatus, next_run_at: datetime | None) -> str:
+    if row.stopping:
+        return NEXT_STEP_STOPPING
+    if status is JobStatus.READY and next_run_at is not None:
+        return NEXT_STEP_TIMED
+    return NEXT_STEP[status]

@@ -1,0 +1,141 @@
+"""What the catalog remembers, as frozen records that are also the JSON of the API."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import Field
+
+from rehost.catalog.job import JobSpec
+from rehost.catalog.states import BusinessStatus, JobStatus, RunKind, RunStatus, SourceState
+from rehost.source.connect import Connection
+from rehost.source.inventory import Inventory, Record
+from rehost.verification.report import Failure, VerificationReport
+
+
+class Figures(Record):
+    """What one transfer moved; counts of files and bytes."""
+
+    files_total: int = 0
+    files_changed: int = 0
+    bytes_scanned: int = 0
+    bytes_new: int = 0
+    bytes_on_wire: int = 0
+
+
+class Source(Record):
+    """A server that can be moved."""
+
+    id: str
+    name: str
+    description: str | None
+    connection: Connection
+    tags: dict[str, str]
+    state: SourceState
+    status_info: str | None  # why it is unavailable and what to do
+    inventory: Inventory
+    created_at: datetime
+    discovered_at: datetime
+
+
+class Run(Record):
+    """One pass of a job along the way from source to image."""
+
+    id: str
+    job_id: str
+    source_id: str
+    kind: RunKind
+    status: RunStatus
+    created_at: datetime
+    started_at: datetime | None  # None: the flow has not begun
+    ended_at: datetime | None
+    snapshot_id: str | None
+    image_ids: tuple[str, ...]
+    files_total: int | None  # None: the transfer has not ended
+    files_changed: int | None
+    bytes_scanned: int | None
+    bytes_new: int | None
+    bytes_on_wire: int | None
+    flow_run_id: str | None
+    error: Failure | None
+
+
+class Snapshot(Record):
+    """A snapshot in the store, and what it cost to take."""
+
+    id: str
+    source_id: str
+    run_id: str
+    created_at: datetime
+    figures: Figures
+
+
+class Image(Record):
+    """An image that was built. `facts` is its image.json."""
+
+    id: str
+    kind: str  # disk or container
+    name: str
+    region_id: str
+    source_id: str
+    job_id: str
+    run_id: str
+    snapshot_id: str | None
+    in_use: bool
+    created_at: datetime
+    facts: dict[str, Any]
+
+
+class VerificationRecord(VerificationReport):
+    """One test of an image: the verification's own report, and what it belongs to."""
+
+    id: str
+    job_id: str
+    run_id: str
+    image_id: str
+    created_at: datetime
+
+
+class VerificationSummary(Record):
+    """The newest verification of a job, in one line."""
+
+    id: str
+    image_id: str
+    subject: str
+    status: str
+    created_at: datetime
+
+
+class Job(JobSpec):
+    """A job as it stands: what was asked for, and how far it is."""
+
+    id: str
+    name: str
+    description: str | None
+    valid_until: datetime
+    status: JobStatus
+    business_status: BusinessStatus | None  # while it is running
+    progress: int  # percent of the present or last run
+    eta_seconds: int | None
+    status_info: str
+    error: Failure | None
+    next_run_at: datetime | None
+    image_ids: tuple[str, ...]
+    latest_verification: VerificationSummary | None
+    created_at: datetime
+    started_at: datetime | None  # of the present or last run
+    ended_at: datetime | None
+    prefect_url: str | None
+    next_step: str
+
+
+Item = TypeVar("Item")
+
+
+class Page(Record, Generic[Item]):
+    """A piece of a list; `next_cursor` leads to the next one, None at the end; `total` counts the whole list."""
+
+    items: tuple[Item, ...]
+    next_cursor: str | None = None
+    total: int = Field(ge=0)

@@ -1,0 +1,424 @@
+"""Runs in the catalog, and with them the only places where a job's state changes.
+
+A run begins in `begin_run`, whoever asks: one compare-and-set update moves the job to Running, so that of two starts
+at once one wins. The API begins a run, asks for the flow run, and takes the run back (`withdraw_run`) where that
+fails; the flow then claims the run (`claim_run`). A flow run that a schedule started finds none and begins its own.
+A run ends once, in `finish_run`, `fail_run` or `stop_run`; the first of them decides and the others change nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import case, select, update
+from sqlalchemy.orm import Session
+
+from rehost.catalog.database import Database, now
+from rehost.catalog.job import ExecuteAt, JobSpec
+from rehost.catalog.jobs import job_row
+from rehost.catalog.paging import DEFAULT_LIMIT, page
+from rehost.catalog.records import Figures, Page, Run, Snapshot
+from rehost.catalog.states import UNDER_WAY, BusinessStatus, JobStatus, RunKind, RunStatus, leading_to, startable
+from rehost.catalog.tables import ImageRow, JobRow, RunRow, SnapshotRow, VerificationRow
+from rehost.errors import (
+    JobInvalidBusinessStatus,
+    JobInvalidStatus,
+    RehostError,
+    RunIncomplete,
+    RunNotFound,
+)
+from rehost.ids import new_id
+from rehost.verification.report import Failure
+
+_STAGES = list(BusinessStatus)
+
+
+class Runs:
+    """The part of the catalog that remembers runs and moves jobs from state to state."""
+
+    _database: Database
+
+    # --- a run begins ---------------------------------------------------------------------------------------------
+
+    def begin_run(self, job_id: str, *, kind: RunKind | str, flow_run_id: str | None = None) -> Run:
+        """Move the job to Running, Preparing and make a pending run. Raises JobNotFound, JobInvalidStatus."""
+        with self._database.write() as session:
+            return run_records(session, [_begin(session, job_id, RunKind(kind), flow_run_id)])[0]
+
+    def attach_flow_run(self, run_id: str, flow_run_id: str) -> None:
+        """The flow run that will do this run was asked for; one that has claimed it already stays."""
+        with self._database.write() as session:
+            row = _run_row(session, run_id)
+            if row.flow_run_id is None:
+                row.flow_run_id = flow_run_id
+                job_row(session, row.job_id).flow_run_id = flow_run_id
+
+    def withdraw_run(self, run_id: str) -> None:
+        """Take a pending run back, and the job to the state before it: its flow run could not be had.
+
+        A run that a flow has claimed meanwhile is left alone.
+        """
+        with self._database.write() as session:
+            row = _run_row(session, run_id)
+            if row.status != RunStatus.PENDING:
+                return
+            job = job_row(session, row.job_id)
+            job.status, job.business_status, job.stopping = row.previous_status, None, False
+            before = session.scalars(
+                select(RunRow).where(RunRow.job_id == job.id, RunRow.id != row.id).order_by(RunRow.created_at.desc())
+            ).first()
+            job.started_at = before.started_at if before else None
+            job.ended_at = before.ended_at if before else None
+            job.flow_run_id = before.flow_run_id if before else None
+            job.error = before.error if before else None
+            job.progress = 100 if before is not None and before.status == RunStatus.SUCCEEDED else 0
+            session.delete(row)
+
+    def claim_run(self, job_id: str, *, flow_run_id: str, kind: RunKind | str = RunKind.MANUAL) -> Run:
+        """What a flow calls first: the run that is now its own.
+
+        It is the run that was begun for it; or the one that it claimed before, when the flow run is tried again; or a
+        new one of that kind, when a schedule or a timed start is behind it. Raises JobNotFound, and JobInvalidStatus
+        where another flow run has the job, or the job may not run now: the flow then has nothing to do.
+        """
+        with self._database.write() as session:
+            job = job_row(session, job_id)
+            row = _run_under_way(session, job_id)
+            if row is not None and row.flow_run_id not in (None, flow_run_id):
+                raise _invalid_status(job, "another run", startable(RunKind(kind)))
+            if row is None:
+                row = _begin(session, job_id, RunKind(kind), flow_run_id)
+            session.refresh(job)
+            row.status = RunStatus.RUNNING
+            row.flow_run_id = job.flow_run_id = flow_run_id
+            row.started_at = row.started_at or now()
+            if job.timed_flow_run_id == flow_run_id:
+                job.timed_flow_run_id = None
+            job.started_at = row.started_at
+            job.business_status = BusinessStatus.PREPARING
+            session.flush()
+            return run_records(session, [row])[0]
+
+    # --- while it is under way ------------------------------------------------------------------------------------
+
+    def set_stage(self, job_id: str, business_status: BusinessStatus | str) -> None:
+        """What the running job is at. Raises JobInvalidStatus where it is not running any more."""
+        wanted = BusinessStatus(business_status)
+        with self._database.write() as session:
+            changed = session.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.status == JobStatus.RUNNING)
+                .values(business_status=wanted, eta_seconds=None)
+            )
+            if _rows(changed) == 0:
+                raise _invalid_status(job_row(session, job_id), f"stage {wanted}", (JobStatus.RUNNING,))
+
+    def set_progress(self, job_id: str, percent: float, eta_seconds: float | None = None) -> None:
+        """How far the run is, 0 to 100. It never goes back within a run; a job that is not running is left alone."""
+        whole = max(0, min(100, int(percent)))
+        eta = None if eta_seconds is None else max(0, min(2**31 - 1, round(eta_seconds)))
+        with self._database.write() as session:
+            session.execute(
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.status == JobStatus.RUNNING)
+                .values(progress=case((JobRow.progress < whole, whole), else_=JobRow.progress), eta_seconds=eta)
+            )
+
+    def record_snapshot(self, run_id: str, snapshot_id: str, figures: Figures) -> Snapshot:
+        """The transfer of this run is complete: the snapshot is in the store. Recording it again changes nothing."""
+        with self._database.write() as session:
+            run = _run_row(session, run_id)
+            row = session.get(SnapshotRow, snapshot_id)
+            if row is None:
+                row = SnapshotRow(
+                    id=snapshot_id,
+                    source_id=run.source_id,
+                    run_id=run_id,
+                    figures=figures.model_dump(),
+                    created_at=now(),
+                )
+                session.add(row)
+            run.snapshot_id, run.figures = row.id, row.figures
+            return _snapshot_record(row)
+
+    def latest_snapshot(self, source_id: str) -> str | None:
+        """The newest complete snapshot of the source: the parent of the next one. None where there is none."""
+        with self._database.read() as session:
+            return session.scalars(
+                select(SnapshotRow.id)
+                .where(SnapshotRow.source_id == source_id)
+                .order_by(SnapshotRow.created_at.desc(), SnapshotRow.id.desc())
+                .limit(1)
+            ).first()
+
+    def request_stop(self, job_id: str) -> Run | None:
+        """A user wants the job to stop. The run to cancel; or None: the job waited and is Stopped now.
+
+        Raises JobNotFound, JobInvalidStatus (Running and Waiting are allowed), JobInvalidBusinessStatus (Syncing is).
+        """
+        with self._database.write() as session:
+            job = job_row(session, job_id)
+            waiting = (
+                update(JobRow)
+                .where(JobRow.id == job_id, JobRow.status == JobStatus.WAITING)
+                .values(status=JobStatus.STOPPED)
+            )
+            if _rows(session.execute(waiting)):
+                return None
+            syncing = (
+                update(JobRow)
+                .where(
+                    JobRow.id == job_id,
+                    JobRow.status == JobStatus.RUNNING,
+                    JobRow.business_status == BusinessStatus.SYNCING,
+                )
+                .values(stopping=True)
+            )
+            if _rows(session.execute(syncing)):
+                row = _run_under_way(session, job_id)
+                assert row is not None
+                return run_records(session, [row])[0]
+            session.refresh(job)
+            if job.status != JobStatus.RUNNING:
+                raise _invalid_status(job, "stop", (JobStatus.RUNNING, JobStatus.WAITING))
+            raise JobInvalidBusinessStatus(
+                id=job_id, business_status=job.business_status, action="stop", allowed=BusinessStatus.SYNCING
+            )
+
+    def keep_running(self, job_id: str) -> None:
+        """Undo request_stop for a running job: its flow run could not be cancelled."""
+        with self._database.write() as session:
+            job_row(session, job_id).stopping = False
+
+    # --- it ends --------------------------------------------------------------------------------------------------
+
+    def finish_run(self, run_id: str) -> Run:
+        """The run did all that was asked: the job is Finished, or Waiting if it is incremental.
+
+        Raises RunIncomplete where an image that was asked for is not recorded, or its verification has not succeeded.
+        """
+        with self._database.write() as session:
+            run = _run_row(session, run_id)
+            if run.status in UNDER_WAY:
+                spec = JobSpec.model_validate(job_row(session, run.job_id).spec)
+                if missing := _missing(session, run_id, spec):
+                    raise RunIncomplete(missing=", ".join(missing))
+                after = JobStatus.WAITING if spec.incremental else JobStatus.FINISHED
+                _end(session, run, RunStatus.SUCCEEDED, after, None)
+            return run_records(session, [run])[0]
+
+    def fail_run(self, run_id: str, error: RehostError) -> Run:
+        """The run failed: the job is InError and tells why."""
+        with self._database.write() as session:
+            run = _run_row(session, run_id)
+            if run.status in UNDER_WAY:
+                _end(session, run, RunStatus.FAILED, JobStatus.IN_ERROR, Failure.of(error))
+            return run_records(session, [run])[0]
+
+    def stop_run(self, run_id: str) -> Run:
+        """The run was stopped: so is the job."""
+        with self._database.write() as session:
+            run = _run_row(session, run_id)
+            if run.status in UNDER_WAY:
+                _end(session, run, RunStatus.STOPPED, JobStatus.STOPPED, None)
+            return run_records(session, [run])[0]
+
+    # --- looked up ------------------------------------------------------------------------------------------------
+
+    def run(self, id: str) -> Run:
+        """Raises RunNotFound."""
+        with self._database.read() as session:
+            return run_records(session, [_run_row(session, id)])[0]
+
+    def runs(self, job_id: str, *, limit: int = DEFAULT_LIMIT, cursor: str | None = None) -> Page[Run]:
+        """The runs of a job, newest first. Raises JobNotFound, InvalidParameter."""
+        with self._database.read() as session:
+            job_row(session, job_id)
+            query = select(RunRow).where(RunRow.job_id == job_id)
+            return page(session, query, RunRow.created_at, RunRow.id, limit=limit, cursor=cursor, records=run_records)
+
+    def run_of_flow_run(self, flow_run_id: str) -> Run | None:
+        """The newest run that this flow run did or does; for hooks, which know nothing else."""
+        with self._database.read() as session:
+            row = session.scalars(
+                select(RunRow).where(RunRow.flow_run_id == flow_run_id).order_by(RunRow.created_at.desc()).limit(1)
+            ).first()
+            return None if row is None else run_records(session, [row])[0]
+
+    def runs_under_way(self) -> list[Run]:
+        """Every pending or running run, oldest first: housekeeping compares them with the flow runs."""
+        with self._database.read() as session:
+            rows = session.scalars(select(RunRow).where(RunRow.status.in_(UNDER_WAY)).order_by(RunRow.created_at))
+            return run_records(session, list(rows))
+
+
+def _begin(session: Session, job_id: str, kind: RunKind, flow_run_id: str | None) -> RunRow:
+    job = job_row(session, job_id)
+    previous = job.status
+    allowed = startable(kind)
+    if kind is RunKind.SCHEDULE and _before_its_time(job):
+        raise _invalid_status(job, "a scheduled run before the first one", startable(RunKind.MANUAL))
+    moment = now()
+    moved = session.execute(
+        update(JobRow)
+        # The state that was read, so that `previous` is what withdraw_run must bring back.
+        .where(JobRow.id == job_id, JobRow.status == previous, JobRow.status.in_(allowed))
+        .values(
+            status=JobStatus.RUNNING,
+            business_status=BusinessStatus.PREPARING,
+            progress=0,
+            eta_seconds=None,
+            stopping=False,
+            error=None,
+            started_at=moment,
+            ended_at=None,
+            flow_run_id=flow_run_id,
+        )
+    )
+    if _rows(moved) == 0:
+        session.refresh(job)
+        raise _invalid_status(job, "start", allowed)
+    row = RunRow(
+        id=new_id("r"),
+        job_id=job_id,
+        source_id=job.source_id,
+        kind=kind,
+        status=RunStatus.PENDING,
+        previous_status=previous,
+        flow_run_id=flow_run_id,
+        created_at=moment,
+    )
+    session.add(row)
+    session.flush()
+    return row
+
+
+def _before_its_time(job: JobRow) -> bool:
+    """A timed start is still ahead: the schedule of an incremental job has to wait for it."""
+    execution = JobSpec.model_validate(job.spec).execution
+    return job.status == JobStatus.READY and isinstance(execution, ExecuteAt) and now() < execution.start_at
+
+
+def _end(session: Session, run: RunRow, status: RunStatus, job_status: JobStatus, error: Failure | None) -> None:
+    moment = now()
+    told: dict[str, Any] | None = error.model_dump() if error else None
+    ended = session.execute(
+        update(RunRow)
+        .where(RunRow.id == run.id, RunRow.status.in_(UNDER_WAY))
+        .values(status=status, ended_at=moment, error=told)
+    )
+    if _rows(ended) == 0:
+        session.refresh(run)
+        return
+    values: dict[str, Any] = {
+        "status": job_status,
+        "business_status": None,
+        "eta_seconds": None,
+        "stopping": False,
+        "error": told,
+        "ended_at": moment,
+    }
+    if status is RunStatus.SUCCEEDED:
+        values["progress"] = 100
+    session.execute(
+        update(JobRow)
+        .where(JobRow.id == run.job_id, JobRow.status.in_([s for s in leading_to(job_status) if s in _RUNNING]))
+        .values(**values)
+    )
+    session.refresh(run)
+
+
+_RUNNING = (JobStatus.RUNNING,)
+
+
+def _missing(session: Session, run_id: str, spec: JobSpec) -> list[str]:
+    """What was asked for and is not there."""
+    missing: list[str] = []
+    images = list(session.scalars(select(ImageRow).where(ImageRow.run_id == run_id)))
+    for kind, target in (("disk", spec.targets.image), ("container", spec.targets.container_image)):
+        of_kind = [image for image in images if image.kind == kind]
+        if target is None:
+            continue
+        if not of_kind:
+            missing.append(f"a {kind} image")
+        if spec.verification.enabled:
+            missing += [f"a passed verification of {image.id}" for image in of_kind if not _verified(session, image.id)]
+    return missing
+
+
+def _verified(session: Session, image_id: str) -> bool:
+    """Every subject of the image that was tested passed in its last test, and there was one."""
+    last: dict[str, str] = {}
+    for row in session.scalars(
+        select(VerificationRow).where(VerificationRow.image_id == image_id).order_by(VerificationRow.created_at)
+    ):
+        last[row.subject] = row.status
+    return bool(last) and all(status == "succeeded" for status in last.values())
+
+
+def _run_under_way(session: Session, job_id: str) -> RunRow | None:
+    return session.scalars(
+        select(RunRow).where(RunRow.job_id == job_id, RunRow.status.in_(UNDER_WAY)).order_by(RunRow.created_at.desc())
+    ).first()
+
+
+def _run_row(session: Session, id: str) -> RunRow:
+    row = session.get(RunRow, id)
+    if row is None:
+        raise RunNotFound(id=id)
+    return row
+
+
+def _invalid_status(job: JobRow, action: str, allowed: tuple[JobStatus, ...]) -> JobInvalidStatus:
+    return JobInvalidStatus(id=job.id, status=job.status, action=action, allowed=", ".join(allowed))
+
+
+def _rows(result: Any) -> int:
+    return int(result.rowcount)
+
+
+def _snapshot_record(row: SnapshotRow) -> Snapshot:
+    return Snapshot(
+        id=row.id,
+        source_id=row.source_id,
+        run_id=row.run_id,
+        created_at=row.created_at,
+        figures=Figures.model_validate(row.figures),
+    )
+
+
+def run_records(session: Session, rows: list[RunRow] | Any) -> list[Run]:
+    """The records of rows."""
+    images: dict[str, list[str]] = {}
+    for run_id, image_id in session.execute(
+        select(ImageRow.run_id, ImageRow.id)
+        .where(ImageRow.run_id.in_([row.id for row in rows]))
+        .order_by(ImageRow.created_at)
+    ):
+        images.setdefault(run_id, []).append(image_id)
+    return [_run_record(row, tuple(images.get(row.id, ()))) for row in rows]
+
+
+def _run_record(row: RunRow, image_ids: tuple[str, ...]) -> Run:
+    figures = Figures.model_validate(row.figures) if row.figures is not None else None
+    moved: dict[str, datetime | int | None] = {
+        name: getattr(figures, name) if figures is not None else None for name in Figures.model_fields
+    }
+    return Run.model_validate(
+        {
+            "id": row.id,
+            "job_id": row.job_id,
+            "source_id": row.source_id,
+            "kind": row.kind,
+            "status": row.status,
+            "created_at": row.created_at,
+            "started_at": row.started_at,
+            "ended_at": row.ended_at,
+            "snapshot_id": row.snapshot_id,
+            "image_ids": image_ids,
+            **moved,
+            "flow_run_id": row.flow_run_id,
+            "error": row.error,
+        }
+    )

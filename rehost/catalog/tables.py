@@ -1,0 +1,187 @@
+"""The catalog's tables. Documents are JSON; what is filtered or compared is a column of its own."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, String, column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+from rehost.catalog.states import ENDED
+
+SCHEMA_VERSION = 1
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware time; stored as UTC without a zone, because SQLite keeps none."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class Base(DeclarativeBase):
+    """What all tables share."""
+
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it as it stands
+        dict[str, Any]: JSON(none_as_null=True),
+        datetime: UtcDateTime,
+        str: String(255),
+    }
+
+
+class SchemaRow(Base):
+    """One row: the version of the tables."""
+
+    __tablename__ = "schema_version"
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
+class SourceRow(Base):
+    __tablename__ = "sources"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    description: Mapped[str | None]
+    connection: Mapped[dict[str, Any]]
+    inventory: Mapped[dict[str, Any]]
+    tags: Mapped[dict[str, Any]]
+    state: Mapped[str]
+    status_info: Mapped[str | None] = mapped_column(String(2000))
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    discovered_at: Mapped[datetime]
+
+
+_UNFINISHED = column("status", String).not_in([status.value for status in ENDED])
+
+
+class JobRow(Base):
+    __tablename__ = "jobs"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    source_id: Mapped[str] = mapped_column(ForeignKey("sources.id"))
+    region_id: Mapped[str]
+    name: Mapped[str]
+    image_name: Mapped[str]  # what its disk images are called, unless that name is taken
+    spec: Mapped[dict[str, Any]]
+    status: Mapped[str] = mapped_column(index=True)
+    business_status: Mapped[str | None]
+    progress: Mapped[int] = mapped_column(default=0)
+    eta_seconds: Mapped[int | None]
+    stopping: Mapped[bool] = mapped_column(default=False)
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    valid_until: Mapped[datetime]
+    scheduled_since: Mapped[datetime | None]  # the schedule's anchor; None while no schedule is registered
+    timed_flow_run_id: Mapped[str | None]  # of a start that is still ahead
+    flow_run_id: Mapped[str | None]  # of the present or last run
+    __table_args__ = (
+        Index("one_job_name_per_region", "region_id", "name", unique=True),
+        Index(
+            "one_unfinished_job_per_source",
+            "source_id",
+            unique=True,
+            sqlite_where=_UNFINISHED,
+            postgresql_where=_UNFINISHED,
+        ),
+        Index(
+            "one_image_name_per_unfinished_job",
+            "region_id",
+            "image_name",
+            unique=True,
+            sqlite_where=_UNFINISHED,
+            postgresql_where=_UNFINISHED,
+        ),
+    )
+
+
+class JobTagRow(Base):
+    """The tags of jobs once more, to filter by."""
+
+    __tablename__ = "job_tags"
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str] = mapped_column(index=True)
+
+
+class RunRow(Base):
+    __tablename__ = "runs"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    source_id: Mapped[str] = mapped_column(ForeignKey("sources.id"), index=True)
+    kind: Mapped[str]
+    status: Mapped[str] = mapped_column(index=True)
+    previous_status: Mapped[str]  # the job's, before this run
+    flow_run_id: Mapped[str | None] = mapped_column(index=True)
+    snapshot_id: Mapped[str | None]
+    figures: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+
+class SnapshotRow(Base):
+    __tablename__ = "snapshots"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    source_id: Mapped[str] = mapped_column(ForeignKey("sources.id"), index=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    figures: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+_IS_DISK = column("kind", String) == "disk"
+
+
+class ImageRow(Base):
+    __tablename__ = "images"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str] = mapped_column(String(512))
+    region_id: Mapped[str]
+    source_id: Mapped[str] = mapped_column(ForeignKey("sources.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
+    snapshot_id: Mapped[str | None]
+    in_use: Mapped[bool] = mapped_column(default=False)
+    facts: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    __table_args__ = (
+        Index(
+            "one_disk_image_name_per_region",
+            "region_id",
+            "name",
+            unique=True,
+            sqlite_where=_IS_DISK,
+            postgresql_where=_IS_DISK,
+        ),
+    )
+
+
+class VerificationRow(Base):
+    __tablename__ = "verifications"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
+    image_id: Mapped[str] = mapped_column(ForeignKey("images.id"), index=True)
+    subject: Mapped[str] = mapped_column(String(2000))
+    status: Mapped[str]
+    report: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class IdempotencyRow(Base):
+    __tablename__ = "idempotency_keys"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]  # SHA-256 of the request
+    status: Mapped[int | None]  # of the first answer; None while it is being made
+    body: Mapped[dict[str, Any] | None]
+    location: Mapped[str | None]
+    created_at: Mapped[datetime]
