@@ -424,6 +424,14 @@ class SourceProtocol(SourceError):
     remedy = "Do not trust this server before you know why; then start the job again."
 
 
+class SourceAgentFailed(SourceError):
+    """{host}: the agent ended by itself: {reason}."""
+
+    code = "Source.AgentFailed"
+    remedy = "Look at memory and disks of the server, then start the job again: it goes on from what arrived."
+    retryable = True
+
+
 class SourceUnsupported(SourceError):
     """{source}: {reason}."""
 
@@ -558,6 +566,14 @@ class ContainerEngineAway(BuildError):
 
     code = "Engine.Unavailable"
     remedy = "Start the engine (`rehost doctor` says how), then start the job again: nothing is copied again."
+    retryable = True
+
+
+class ContainerEngineFailed(BuildError):
+    """The Docker engine could not {action}: {reason}."""
+
+    code = "Engine.Failed"
+    remedy = "The engine's own log says more; most often its disk is full. Then start the job again."
     retryable = True
 
 
