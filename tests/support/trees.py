@@ -1,8 +1,5 @@
 """Trees for tests: a nasty one made by hand, and the comparison of two trees in every attribute that is kept."""
 
-# Names here are raw bytes, so os is spoken to directly.
-# ruff: noqa: PTH
-
 from __future__ import annotations
 
 import contextlib
