@@ -6,11 +6,9 @@ by Rehost's own disk builder, and `running_server` boots that disk and waits unt
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +38,8 @@ PACKAGES = (
 )
 PAGE = "<!doctype html><title>shop</title><h1>The shop is open</h1>\n"
 
-# One row a second, for ever: what a copy must hold is a beginning of this list, without a gap. The sparse file is
-# made here because a tar cannot say where its holes are.
+# One row a second, for ever, each with the machine that wrote it: what a copy must hold of its source is a beginning of
+# the source's list, without a gap. The sparse file is made here because a tar cannot say where its holes are.
 _LEDGER_SCRIPT = """#!/bin/sh
 sparse=/srv/files/sparse
 if [ ! -e $sparse ]; then
@@ -49,10 +47,12 @@ if [ ! -e $sparse ]; then
     printf start | dd of=$sparse conv=notrunc status=none
     printf middle | dd of=$sparse bs=1M seek=300 conv=notrunc status=none
 fi
+boot=$(cat /proc/sys/kernel/random/boot_id)
+until [ "$(redis-cli ping)" = PONG ]; do sleep 1; done
 n=$(redis-cli llen ledger)
 while :; do
     n=$((n + 1))
-    redis-cli rpush ledger "row $n" >/dev/null || n=$((n - 1))
+    redis-cli rpush ledger "$n $boot" >/dev/null || n=$((n - 1))
     sleep 1
 done
 """

@@ -366,6 +366,14 @@ class RunCancelled(RunError):
     exit_code = 130
 
 
+class RunCrashed(RunError):
+    """The run ended without finishing: {reason}. What had arrived is kept; the source is untouched."""
+
+    code = "Run.Crashed"
+    remedy = "Look at the end of the run's log, then start the job again: it goes on from what arrived."
+    retryable = True
+
+
 class SourceError(RunError):
     """{detail}"""
 
@@ -561,6 +569,22 @@ class BuildUnsupported(BuildError):
     remedy = "See the docs for what the builders write."
 
 
+class BuildTableUnreadable(BuildError):
+    """The partition table on the image is not what was written: {reason}."""
+
+    code = "Build.TableUnreadable"
+    remedy = "Check the disk that images are written to, then start the job again: nothing is copied again."
+    retryable = True
+
+
+class BuildConversionDiffers(BuildError):
+    """The {format} file is not equal to the disk that it was made from: {reason}."""
+
+    code = "Build.ConversionDiffers"
+    remedy = "Check the disk that images are written to, then start the job again: nothing is copied again."
+    retryable = True
+
+
 class ContainerEngineAway(BuildError):
     """No Docker engine answers: {reason}."""
 
@@ -582,6 +606,13 @@ class RegistryDenied(BuildError):
 
     code = "Registry.Denied"
     remedy = "Check the credentials and the rights on this repository, then start the job again."
+
+
+class RegistryCredentialsMissing(BuildError):
+    """The login of the registry was not found: {reason}."""
+
+    code = "Registry.CredentialsMissing"
+    remedy = "Give the worker the variable or the file that the job names, then start the job again."
 
 
 class RegistryUnreachable(BuildError):

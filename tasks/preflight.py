@@ -1,0 +1,53 @@
+"""Before anything is copied: this machine has what the job needs, and the source answers as what it was."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from rehost.errors import NeedsUnmet, SourceError
+from rehost.needs import Purpose, unmet
+from rehost.replication.store import Store
+from rehost.settings import settings
+from rehost.source.connect import open_session
+from tasks.retries import STAGE
+from tasks.run_pass import Pass, catalog, reap_workspaces
+
+
+@task(name="preflight", **STAGE)
+def preflight(this: Pass) -> None:
+    """Check the machine, the store and the source; renew the source's inventory.
+
+    Raises NeedsUnmet, StoreUnreadable and every SourceError.
+    """
+    log = get_run_logger()
+    reap_workspaces()
+    wanted: set[Purpose] = {"service"}
+    wanted |= {"source"} if this.source.connection.kind == "ssh" else set()
+    wanted |= {"image"} if this.job.targets.image else set()
+    wanted |= {"container"} if this.job.targets.container_image else set()
+    wanted |= {"verification"} if this.job.targets.image and this.job.verification.enabled else set()
+    lacking = unmet(wanted, settings())
+    if lacking:
+        raise NeedsUnmet(lacking="; ".join(f"{need.name} ({answer.found}): {need.remedy}" for need, answer in lacking))
+    with Store.open(settings().store_path):
+        pass
+    try:
+        with open_session(this.source.connection) as session:
+            inventory = session.inventory()
+    except SourceError as error:
+        with catalog() as opened:
+            opened.source_unavailable(this.source.id, error)
+        raise
+    with catalog() as opened:
+        opened.source_discovered(this.source.id, inventory)
+    log.info(
+        "%s answers: %s, kernel %s, %s, %d disks, %d volumes with %.1f GB used",
+        inventory.hostname,
+        inventory.os_name or inventory.os_id,
+        inventory.kernel or "unknown",
+        inventory.architecture,
+        len(inventory.disks),
+        len(inventory.volumes),
+        sum(volume.used_bytes for volume in inventory.volumes) / 1e9,
+    )

@@ -1,0 +1,68 @@
+"""The report of a run: what was moved, what was made, and how it proved itself, as one page in Prefect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prefect import task
+
+from image_builders.container.record import ContainerImage
+from image_builders.disk.record import DiskImage
+from rehost.replication.transfer import TransferReport
+from rehost.verification.report import VerificationReport
+from tasks.reporting import show_report
+from tasks.retries import STAGE
+from tasks.run_pass import Pass
+
+
+@task(name="report", **STAGE)
+def report_run(
+    this: Pass,
+    moved: TransferReport,
+    disk: DiskImage | None,
+    container: ContainerImage | None,
+    reports: Sequence[VerificationReport],
+) -> None:
+    """Write the run's report as a Prefect artifact of the job."""
+    show_report(this.job.id, "report", markdown(this, moved, disk, container, reports))
+
+
+def markdown(
+    this: Pass,
+    moved: TransferReport,
+    disk: DiskImage | None,
+    container: ContainerImage | None,
+    reports: Sequence[VerificationReport],
+) -> str:
+    """The report as Markdown. Nothing in it is copied from the source but counted figures and cleaned names."""
+    lines = [
+        f"# {this.source.name}: run {this.run.id}",
+        "",
+        "| Moved | |",
+        "|---|---:|",
+        f"| files | {moved.files_total:,} |",
+        f"| files read | {moved.files_changed:,} |",
+        f"| bytes read on the source | {moved.bytes_scanned:,} |",
+        f"| bytes new to the store | {moved.bytes_new:,} |",
+        f"| bytes over the wire | {moved.bytes_on_wire:,} |",
+        f"| files that kept changing | {len(moved.unstable):,} |",
+        "",
+    ]
+    if disk is not None:
+        lines += [f"## Disk image {disk.image_id}", "", "| Format | Size | SHA-256 | File |", "|---|---:|---|---|"]
+        lines += [f"| {d.format} | {d.file_size:,} | `{d.sha256}` | `{d.location}` |" for d in disk.disks]
+        lines += ["", *(f"- {warning}" for warning in disk.warnings), ""]
+    if container is not None:
+        lines += [
+            f"## Container image {container.image_id}",
+            "",
+            f"`{container.reference}` is `{container.digest}`, {container.size:,} bytes. To run it:",
+            "",
+            "    " + " ".join(container.run_arguments),
+            "",
+        ]
+    for report in reports:
+        failed = [check.name for check in report.checks if check.status == "failed"]
+        told = f"failed in {', '.join(failed)}" if failed else f"{len(report.checks)} checks"
+        lines += [f"- {report.subject}: **{report.status}**, {told}"]
+    return "\n".join(lines) + "\n"

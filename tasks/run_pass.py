@@ -1,0 +1,120 @@
+"""What all stages of one pass share: the run, the job behind it, the source, and a folder for what is between."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rehost.catalog.catalog import Catalog
+from rehost.catalog.records import Job, Run, Source
+from rehost.errors import ImageNotFound
+from rehost.replication.store import Store
+from rehost.replication.tree import Tree
+from rehost.settings import Region, Settings, settings
+from tasks.reporting import StageProgress
+
+_LEDGER = "images"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a job along the way from source to image. Only ids, names and paths: nothing here is secret."""
+
+    run: Run
+    job: Job
+    source: Source
+    workspace: Path  # what one stage leaves for the next; gone when the pass has ended
+
+    @property
+    def region(self) -> Region:
+        """The destination of the job."""
+        found = settings().region(self.job.region_id)
+        assert found is not None, "the job's rules have seen to it"
+        return found
+
+    @property
+    def images_folder(self) -> Path:
+        """Where the images of this job's region lie, a folder each."""
+        return settings().images_path(self.job.region_id)
+
+    def image_folder(self, image_id: str) -> Path:
+        """A new folder for an image. It is in the pass's ledger first, so that a dead process leaves none behind."""
+        folder = self.images_folder / image_id
+        with (self.workspace / _LEDGER).open("a", encoding="utf-8") as ledger:
+            ledger.write(f"{image_id} {folder}\n")
+            ledger.flush()
+            os.fsync(ledger.fileno())
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def progress(self, stage: str) -> StageProgress:
+        """The bar of a stage; it moves the job's own."""
+
+        def remember(percent: int, eta_seconds: int | None) -> None:
+            with catalog() as opened:
+                opened.set_progress(self.job.id, percent, eta_seconds)
+
+        return StageProgress(self.job.id, stage, remember)
+
+
+@contextmanager
+def catalog() -> Iterator[Catalog]:
+    """The catalog of this process's settings, for the length of a block."""
+    with Catalog.open(settings()) as opened:
+        yield opened
+
+
+def open_pass(run: Run) -> Pass:
+    """Read what the run is about and make its workspace."""
+    with catalog() as opened:
+        job = opened.job(run.job_id)
+        source = opened.source(run.source_id)
+    workspace = workspaces(settings()) / run.id
+    workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Pass(run, job, source, workspace)
+
+
+def close_pass(this: Pass) -> None:
+    """Remove the workspace, and the folders of images that were begun and are in no catalog."""
+    _clear(this.workspace)
+
+
+def _clear(workspace: Path) -> None:
+    ledger = workspace / _LEDGER
+    if ledger.exists():
+        with catalog() as opened:
+            for line in ledger.read_text(encoding="utf-8").splitlines():
+                image_id, _, folder = line.partition(" ")
+                try:
+                    opened.image(image_id)
+                except ImageNotFound:
+                    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(workspace, ignore_errors=True)
+
+
+def workspaces(configured: Settings) -> Path:
+    """The folder of all workspaces; a workspace whose run is not under way is a leftover."""
+    return configured.scratch_path / "runs"
+
+
+def reap_workspaces() -> None:
+    """Remove the workspaces of runs that are not under way: their process died before it could."""
+    folder = workspaces(settings())
+    if not folder.exists():
+        return
+    with catalog() as opened:
+        alive = {run.id for run in opened.runs_under_way()}
+    for workspace in folder.iterdir():
+        if workspace.name not in alive:
+            _clear(workspace)
+
+
+@contextmanager
+def snapshot_tree(snapshot_id: str) -> Iterator[Tree]:
+    """The files of a snapshot as a Tree over the store, for the length of a block."""
+    with Store.open(settings().store_path) as store:
+        yield Tree(store.files(snapshot_id), store)

@@ -1,0 +1,88 @@
+"""The transfer stage: what the store lacks is sent, and the snapshot is complete."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from rehost.catalog.records import Figures
+from rehost.ids import new_id
+from rehost.replication.snapshots import Snapshot
+from rehost.replication.store import Store
+from rehost.replication.transfer import TransferReport
+from rehost.replication.transfer import transfer as transfer_content
+from rehost.settings import settings
+from rehost.source.connect import open_session
+from tasks.retries import STAGE
+from tasks.run_pass import Pass, catalog
+
+
+@task(name="transfer", **STAGE)
+def transfer(this: Pass, table: Path) -> tuple[str, TransferReport]:
+    """Fill the store with what the source has and it has not; the id of the snapshot, and what was moved.
+
+    What arrived before an error stays, and is not sent again. Raises every SourceError and StoreError.
+    """
+    progress = this.progress("transfer")
+    replication = this.job.replication
+    with catalog() as opened:
+        parent = opened.latest_snapshot(this.source.id)
+        inventory = opened.source(this.source.id).inventory
+    begun = Snapshot(
+        id=new_id("n"),
+        source_id=this.source.id,
+        parent_id=parent,
+        created_at=datetime.now(UTC),
+        inventory=inventory,
+        volumes=inventory.volumes,
+        exclude=this.job.exclude,
+    )
+    with (
+        Store.open(settings().store_path) as store,
+        open_session(
+            this.source.connection,
+            compress_level=replication.compress_level,
+            bandwidth_limit_kbps=replication.bandwidth_limit_kbps,
+        ) as session,
+    ):
+        taken, report = transfer_content(
+            session,
+            store,
+            table,
+            snapshot=begun,
+            parent_id=parent,
+            checksum=replication.checksum,
+            progress=progress,
+        )
+    with catalog() as opened:
+        opened.record_snapshot(
+            this.run.id,
+            taken.id,
+            Figures(
+                files_total=report.files_total,
+                files_changed=report.files_changed,
+                bytes_scanned=report.bytes_scanned,
+                bytes_new=report.bytes_new,
+                bytes_on_wire=report.bytes_on_wire,
+            ),
+        )
+    progress.finish()
+    log = get_run_logger()
+    log.info(
+        "%d of %d files were read, %d bytes are new, %d bytes came over the wire",
+        report.files_changed,
+        report.files_total,
+        report.bytes_new,
+        report.bytes_on_wire,
+    )
+    for names, told in (
+        (report.unstable, "kept changing while they were read; the last reading was taken"),
+        (report.vanished, "vanished before they were read"),
+        (report.unreadable, "could not be read"),
+    ):
+        if names:
+            log.warning("%d files %s: %s", len(names), told, ", ".join(names[:20]))
+    return taken.id, report

@@ -1,0 +1,107 @@
+"""The verification stages: each image is started, and shows whether it is the server that it was made from."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from prefect import task
+from prefect.logging import get_run_logger
+
+from image_builders.container.record import ContainerImage
+from image_builders.disk.record import DiskImage
+from rehost.errors import error_of
+from rehost.ids import new_id
+from rehost.replication.store import Store
+from rehost.settings import settings
+from rehost.verification.accelerator import kernel_of
+from rehost.verification.boot import verify_disk
+from rehost.verification.container import verify_container as try_container
+from rehost.verification.report import VerificationReport, markdown
+from tasks.reporting import show_picture, show_report
+from tasks.retries import STAGE
+from tasks.run_pass import Pass, catalog, snapshot_tree
+
+Firmware = Literal["bios", "uefi"]
+
+
+@task(name="verify-disk", task_run_name="verify-{firmware}", **STAGE)
+def verify_boot(this: Pass, image: DiskImage, snapshot_id: str, firmware: Firmware) -> VerificationReport:
+    """Boot the disk image by that firmware on a throw-away copy and look at what came up.
+
+    Raises the VerificationError that tells why it did not prove itself; the report is kept in either case.
+    """
+    subject = f"verify-{firmware}"
+    progress = this.progress(subject)
+    wanted = this.job.verification
+    disk = image.disks[0]
+    with Store.open(settings().store_path) as store:
+        inventory = store.snapshot(snapshot_id).inventory
+    scratch = this.workspace / "boot"
+    scratch.mkdir(exist_ok=True)
+    with snapshot_tree(snapshot_id) as tree:
+        kernel = kernel_of(tree)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        kernel_file = Path(folder) / "vmlinuz"
+        if kernel is not None:
+            kernel_file.write_bytes(kernel)
+        report = verify_disk(
+            Path(disk.location),
+            disk.format,
+            firmware,
+            inventory,
+            evidence=_evidence(),
+            scratch=scratch,
+            cache=settings().home / "accelerator.json",
+            kernel=kernel_file if kernel is not None else None,
+            timeout_seconds=wanted.boot_timeout_seconds,
+            script=wanted.script,
+            script_timeout_seconds=wanted.script_timeout_seconds,
+            progress=progress,
+        )
+    return _judge(this, image.image_id, subject, report, progress.finish)
+
+
+@task(name="verify-container", **STAGE)
+def verify_container(this: Pass, image: ContainerImage, snapshot_id: str) -> VerificationReport:
+    """Run the container image without a way out and see whether its services answer.
+
+    Raises the VerificationError that tells why it did not prove itself; the report is kept in either case.
+    """
+    progress = this.progress("verify-container")
+    wanted = this.job.verification
+    with Store.open(settings().store_path) as store:
+        inventory = store.snapshot(snapshot_id).inventory
+    report = try_container(
+        image,
+        inventory,
+        evidence=_evidence(),
+        timeout_seconds=wanted.boot_timeout_seconds,
+        script=wanted.script,
+        script_timeout_seconds=wanted.script_timeout_seconds,
+    )
+    return _judge(this, image.image_id, "verify-container", report, progress.finish)
+
+
+def _evidence() -> Path:
+    folder = settings().evidence_path / new_id("v")
+    folder.mkdir(parents=True, mode=0o700)
+    return folder
+
+
+def _judge(this: Pass, image_id: str, subject: str, report: VerificationReport, finish: object) -> VerificationReport:
+    log = get_run_logger()
+    with catalog() as opened:
+        opened.add_verification(this.job.id, this.run.id, image_id, report)
+    show_report(this.job.id, f"{subject}-report", markdown(report))
+    if report.evidence.screenshot:
+        show_picture(this.job.id, f"{subject}-screen", Path(report.evidence.screenshot))
+    for check in report.checks:
+        log.info("%s: %s %s", check.name, check.status, check.detail)
+    if report.status != "succeeded":
+        assert report.error is not None
+        raise error_of(report.error.code, report.error.message)
+    if callable(finish):
+        finish()
+    return report
