@@ -1,0 +1,151 @@
+"""The agent's life: a hello, then one request after the other, until standard input ends."""
+
+import json
+import os
+import platform
+import queue
+import select
+import socket
+import sys
+import threading
+import traceback
+from typing import Any, Dict, Iterator, List, Tuple
+
+from rehost.agent import protocol
+from rehost.agent.output import Output
+from rehost.agent.read import Finished, Reading
+from rehost.agent.scan import Scan
+from rehost.agent.walk import Walker
+
+_Frame = Tuple[int, bytes]
+
+
+class Input:
+    """Reads frames for ever. When they end, or stay away, the agent ends with them, whatever else it does."""
+
+    def __init__(self, fd: int, output: Output) -> None:
+        self._fd = fd
+        self._output = output
+        self.requests = queue.Queue()  # type: queue.Queue[_Frame]
+        self.answers = queue.Queue()  # type: queue.Queue[Tuple[int, bytes]]
+
+    def run(self) -> None:
+        try:
+            while True:
+                kind, body = self._frame()
+                if kind == protocol.LIMIT:
+                    self._output.limit(float(json.loads(body.decode("ascii"))["bytes_per_second"]))
+                elif kind == protocol.WANT:
+                    (number,) = protocol.ASK_HEAD.unpack_from(body)
+                    self.answers.put((number, body[protocol.ASK_HEAD.size :]))
+                elif kind != protocol.PING:
+                    self.requests.put((kind, body))
+        finally:
+            os._exit(0)
+
+    def _frame(self) -> _Frame:
+        kind, length = protocol.HEADER.unpack(self._exactly(protocol.HEADER.size))
+        if length > protocol.FRAME_BYTES:
+            raise ValueError("a frame is too long")
+        return kind, self._exactly(length)
+
+    def _exactly(self, count: int) -> bytes:
+        pieces = []  # type: List[bytes]
+        while count:
+            if not select.select([self._fd], [], [], protocol.SILENCE_SECONDS)[0]:
+                raise EOFError
+            piece = os.read(self._fd, min(count, 1 << 20))
+            if not piece:
+                raise EOFError
+            pieces.append(piece)
+            count -= len(piece)
+        return b"".join(pieces)
+
+
+def serve(token: str, root: bytes) -> None:
+    """Speak with the control side over what were standard input and output, until it goes."""
+    # Programs that the inventory runs, and stray prints, must not meet the frames.
+    source, sink = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    os.close(null)
+    output = Output(sink)
+    output.raw(protocol.MARKER + token.encode("ascii"))
+    output.send(protocol.HELLO, _json(_hello()))
+    control = Input(source, output)
+    threading.Thread(target=control.run, daemon=True).start()
+    try:
+        _serve(control, output, root)
+    except BaseException as error:
+        _tell_failure(output, error)
+        os._exit(1)
+
+
+def _serve(control: Input, output: Output, root: bytes) -> None:
+    kind, body = control.requests.get()
+    if kind != protocol.START:
+        raise ValueError("the first frame is not a start")
+    start = _object(body)
+    output.limit(float(start["bytes_per_second"]))
+    os.nice(int(start["nice"]))
+    threading.Thread(target=output.keep_alive, daemon=True).start()
+    walker = Walker(root)
+    while True:
+        kind, body = control.requests.get()
+        if kind == protocol.INVENTORY:
+            from rehost.agent import inventory
+
+            output.send(protocol.RESULT, *protocol.Codec(start["codec"], 1).pack(_json(inventory.collect(root))))
+        elif kind == protocol.SCAN:
+            Scan(output, protocol.Codec(start["codec"], 1), walker, _object(body)).run()
+        elif kind == protocol.READ:
+            codec = protocol.Codec(start["codec"], int(start["level"]))
+            Reading(output, codec, walker, control.answers, _finished).run(_requests(control))
+            output.send(protocol.RESULT, *protocol.Codec("none", 0).pack(b"{}"))
+        else:
+            raise ValueError("frame kind %d is not known" % kind)
+
+
+def _hello() -> Dict[str, Any]:
+    return {
+        "protocol": protocol.PROTOCOL,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "hostname": socket.gethostname(),
+        "uid": os.geteuid(),
+        "hashes": protocol.hashes(),
+        "codecs": protocol.codecs(),
+    }
+
+
+def _requests(control: Input) -> Iterator[Tuple[int, bytes]]:
+    while True:
+        kind, body = control.requests.get()
+        if kind == protocol.REQUESTED:
+            return
+        if kind != protocol.REQUEST:
+            raise ValueError("frame kind %d inside a read" % kind)
+        for index, path in json.loads(body.decode("ascii")):
+            yield index, path.encode("latin-1")
+
+
+def _finished(files: List[Finished]) -> bytes:
+    return _json(files)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def _object(body: bytes) -> Dict[str, Any]:
+    return dict(json.loads(body.decode("ascii")))
+
+
+def _tell_failure(output: Output, error: BaseException) -> None:
+    told = {"type": type(error).__name__, "message": str(error)[:500], "errno": getattr(error, "errno", None)}
+    traceback.print_exc(file=sys.stderr)
+    try:
+        output.send(protocol.FAILED, _json(told))
+    except OSError:
+        pass

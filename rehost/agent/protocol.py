@@ -1,0 +1,117 @@
+"""What both ends of the wire agree upon: kinds of frames, bounds, and how content is packed."""
+
+import struct
+import zlib
+from typing import Any, List
+
+try:
+    import zstandard
+except ImportError:
+    zstandard = None  # type: ignore[assignment,unused-ignore]
+
+PROTOCOL = 1
+MARKER = b"\0rehost-agent\0"  # then the token of this session (32 hex digits), then the first frame
+
+HEADER = struct.Struct(">BI")  # kind, length of the body in bytes
+FRAME_BYTES = 8 << 20  # no body is longer
+
+# From the source
+HELLO = 1
+RESULT = 2
+FAILED = 3
+ROWS = 4
+SCANNED = 5
+ASK = 6
+DATA = 7
+DONE = 8
+ALIVE = 9
+# To the source
+START = 65
+INVENTORY = 66
+SCAN = 67
+READ = 68
+REQUEST = 69
+REQUESTED = 70
+WANT = 71
+LIMIT = 72
+PING = 73
+
+PACK = struct.Struct(">BI")  # codec, length of what was packed
+RAW, ZLIB, ZSTD = 0, 1, 2
+CODECS = {"none": RAW, "zlib": ZLIB, "zstd": ZSTD}
+
+ASK_HEAD = struct.Struct(">Q")  # number of the batch
+ASK_ROW = struct.Struct(">QBQI32s")  # request, attempt, offset, length, SHA-256
+BATCH_NAMES = 256  # a batch of questions is closed at so many names or files,
+BATCH_BYTES = 8 << 20  # or at so many bytes of content
+BATCHES_AHEAD = 3  # batches that may wait for their answers
+REQUESTS_AHEAD = 2048  # files that may be asked for and not yet answered
+
+ROWS_BATCH = 4096  # rows of a scan in one frame, at most
+ROWS_BYTES = 1 << 20  # a frame of rows is closed once it holds this much of paths and attributes
+PATH_BYTES = 4096  # every path is shorter: PATH_MAX, as the manifest has it
+XATTRS_BYTES = 1 << 20  # nor are the extended attributes of one file together
+# The columns of a frame of rows, in order: name and type as the module `array` names it; None: bytes.
+ROW_COLUMNS = (
+    ("paths", None),
+    ("volume", "H"),
+    ("mode", "I"),
+    ("uid", "I"),
+    ("gid", "I"),
+    ("size", "Q"),
+    ("atime_ns", "q"),
+    ("mtime_ns", "q"),
+    ("ctime_ns", "q"),
+    ("rdev_major", "I"),
+    ("rdev_minor", "I"),
+    ("flags", "I"),
+    ("dev", "Q"),
+    ("ino", "Q"),
+    ("targets", None),
+    ("xattr_count", "I"),
+    ("xattr_name_length", "I"),
+    ("xattr_value_length", "I"),
+    ("xattr_bytes", None),
+)
+WIDTHS = {"H": 2, "I": 4, "Q": 8, "q": 8}
+
+SKIPPED_TOLD = 1000  # how many of the skipped names a scan tells
+ALIVE_SECONDS = 10.0  # the agent speaks at least this often
+SILENCE_SECONDS = 300.0  # an agent that hears nothing for so long ends; the control side pings
+
+_GAIN = 0.97  # packed content must be smaller than this part of it, else it travels as it is
+
+
+class Codec:
+    """Packs content for the wire. Not for two threads at once."""
+
+    def __init__(self, name: str, level: int) -> None:
+        self._code = CODECS[name] if level else RAW
+        self._level = level
+        self._zstd = zstandard.ZstdCompressor(level=level) if self._code == ZSTD else None  # type: Any
+
+    def pack(self, raw: bytes) -> List[bytes]:
+        """The pieces to send: a head, then the content, compressed where that gains."""
+        if self._code == ZSTD:
+            packed = self._zstd.compress(raw)
+        elif self._code == ZLIB:
+            packed = zlib.compress(raw, self._level)
+        else:
+            packed = raw
+        if self._code != RAW and len(packed) < _GAIN * len(raw):
+            return [PACK.pack(self._code, len(raw)), packed]
+        return [PACK.pack(RAW, len(raw)), raw]
+
+
+def codecs() -> List[str]:
+    """What this Python can pack with, best first."""
+    return (["zstd"] if zstandard is not None else []) + ["zlib", "none"]
+
+
+def hashes() -> List[str]:
+    """What this Python can hash with. SHA-256 names content; XXH3 is only told of, where it is there."""
+    try:
+        import xxhash
+    except ImportError:
+        return ["sha256"]
+    return ["sha256", "xxh3_128"] if hasattr(xxhash, "xxh3_128") else ["sha256"]
