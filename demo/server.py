@@ -1,18 +1,30 @@
 """A real server to migrate: Debian 12 with services, state that keeps growing, and files of every kind.
 
-`server_tar` makes the tree with mmdebstrap (once; kept under the cache folder), `build_server_disk` turns it into a disk
-by Rehost's own disk builder, and `running_server` boots that disk and waits until its sshd answers.
+`server_tree` makes the tree with mmdebstrap (once; kept under the cache folder), `build_server_disk` turns it into a
+disk by Rehost's own disk builder, and `running_server` boots that disk and waits until its sshd answers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from image_builders.disk.build import build_disk
+from image_builders.disk.request import DiskRequest
+from rehost.progress import silent
+from rehost.replication.store import Store
+from rehost.replication.tar_import import import_tar
+from rehost.replication.tree import Tree
 from rehost.run import run
+from rehost.source.inventory import Inventory, Volume
+from rehost.verification.accelerator import accelerator, kernel_of
+from rehost.verification.qemu import Machine, MachineSpec
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +93,7 @@ set -eu
 root=$1
 echo {HOSTNAME} > "$root/etc/hostname"
 printf '127.0.0.1 localhost\\n127.0.1.1 {HOSTNAME}\\n' > "$root/etc/hosts"
-printf '# /etc/fstab of the old machine\\nUUID=REPLACED-BY-THE-BUILDER / ext4 errors=remount-ro 0 1\\n' > "$root/etc/fstab"
+echo '# /etc/fstab: static file system information.' > "$root/etc/fstab"
 cat > "$root/etc/network/interfaces" <<'END'
 {_INTERFACES}END
 cat > "$root/var/www/html/index.html" <<'END'
@@ -162,3 +174,81 @@ def server_tree() -> ServerTree:
     )
     partial.rename(tree.tar)
     return tree
+
+
+@dataclass(frozen=True)
+class ServerDisk:
+    """The disk of the server, and what is known of it because it was made here."""
+
+    disk: Path  # qcow2
+    host_key: str  # the public host key of its sshd, as known_hosts has it behind the host
+    kernel: Path
+    identity_file: Path
+
+
+def build_server_disk(tree: ServerTree, folder: Path) -> ServerDisk:
+    """Make the server's disk from its tree, by Rehost's own disk builder. `folder` is empty and stays."""
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as store_folder,
+        Store.open(Path(store_folder), compress_level=1) as store,
+    ):
+        with tree.tar.open("rb") as stream:
+            files = import_tar(stream, store)
+        store.flush()
+        server = Tree(files, store)
+        root = Volume(
+            mount_point="/",
+            filesystem="ext4",
+            uuid="5e7e1f0a-3d0c-4f5b-9d0e-6a2a6c1e9b10",
+            label="shop-root",
+            size_bytes=8 << 30,
+            used_bytes=1 << 30,
+        )
+        inventory = Inventory(hostname=HOSTNAME, os_id="debian", architecture="x86_64", volumes=(root,))
+        request = DiskRequest(image_id="m-server", name="server", formats=("qcow2",), size_bytes=8 << 30)
+        image = build_disk(server, inventory, request, folder, silent)
+        kernel = folder / "vmlinuz"
+        kernel.write_bytes(kernel_of(server) or b"")
+        host_key = server.read(b"etc/ssh/ssh_host_ed25519_key.pub") or b""
+    return ServerDisk(
+        Path(image.disks[0].location), " ".join(host_key.decode("ascii").split()[:2]), kernel, tree.identity_file
+    )
+
+
+class Server:
+    """The server while it runs."""
+
+    def __init__(self, machine: Machine, port: int, identity_file: Path, known_hosts: Path) -> None:
+        self.machine = machine
+        self.port = port
+        self.identity_file = identity_file
+        self.known_hosts = known_hosts
+
+    def ssh(self, command: str, timeout: float = 240) -> str:
+        """What the command prints on the server."""
+        options = {
+            "BatchMode": "yes",
+            "StrictHostKeyChecking": "yes",
+            "UserKnownHostsFile": str(self.known_hosts),
+            "IdentityFile": str(self.identity_file),
+            "IdentitiesOnly": "yes",
+        }
+        argv = ["ssh", "-F", "none", "-p", str(self.port)]
+        argv += [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        return run([*argv, "root@127.0.0.1", command], timeout=timeout).stdout.decode()
+
+
+@contextlib.contextmanager
+def running_server(made: ServerDisk, folder: Path, cache: Path, timeout: float) -> Iterator[Server]:
+    """Boot the server and wait until its sshd answers; it runs for the length of the block.
+
+    `cache` remembers which accelerator works; `timeout` is in seconds. Raises TimeoutError.
+    """
+    found = accelerator(cache, made.kernel)
+    spec = MachineSpec(disk=made.disk, disk_format="qcow2", writable=True, accelerator=found, forwards=(22,))
+    with Machine(spec, scratch=folder, console_log=folder / "server-console.log") as machine:
+        if machine.wait_for_banner(22, b"SSH-2.0", timeout) is None:
+            raise TimeoutError(f"the server's sshd did not answer within {timeout} s; see {folder}/server-console.log")
+        known_hosts = folder / "known_hosts"
+        known_hosts.write_text(f"[127.0.0.1]:{machine.ports[22]} {made.host_key}\n")
+        yield Server(machine, machine.ports[22], made.identity_file, known_hosts)
