@@ -200,7 +200,7 @@ class _Rules:
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
-        self.columns: dict[str, pa.Array] = {name: _single(table[name]) for name in table.schema.names}
+        self.columns: dict[str, pa.Array] = {name: single(table[name]) for name in table.schema.names}
         self.count = table.num_rows
 
     def refuse_where(self, bad: Any, reason: str) -> None:
@@ -245,7 +245,7 @@ class _Rules:
         self.refuse_where(np.append(False, unsorted.to_numpy(zero_copy_only=False)), "it comes twice or out of order")
         if self.count == 1:
             return
-        offsets, content = _binary(paths.slice(1))
+        offsets, content = binary_parts(paths.slice(1))
         starts, ends = offsets[:-1], offsets[1:]
         bad = np.zeros(self.count, bool)
         bad[1:] = (ends - starts) > PATH_BYTES_MAX
@@ -343,12 +343,13 @@ class _Rules:
             raise ManifestInvalid(path="", reason="names of one inode differ in volume, size, content or target")
 
 
-def _single(column: pa.ChunkedArray) -> pa.Array:
+def single(column: pa.ChunkedArray) -> pa.Array:
+    """The column as one array."""
     combined = column.combine_chunks()
     return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
 
 
-def _binary(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+def binary_parts(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """(offsets, bytes) of a binary array without nulls, the offsets counted from its first byte."""
     buffers = array.buffers()
     offsets = np.frombuffer(buffers[1], np.int32, len(array) + 1, array.offset * 4).astype(np.int64)

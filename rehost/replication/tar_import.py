@@ -34,7 +34,7 @@ from rehost.replication.store import Store
 from rehost.replication.tree import printable
 
 _XATTR = "SCHILY.xattr."
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 16  # tarfile copies what is left of it at each read
 _PUTS_UNDER_WAY = 8
 _SMALL_BYTES = 65_536  # below this a thread costs more than it saves
 _KINDS = {
@@ -60,8 +60,9 @@ def import_tar(stream: BinaryIO, store: Store) -> pa.Table:
 
     The stream is read once from its beginning to its end; memory does not grow with the content. A later member takes
     the place of an earlier one of the same name, as unpacking would have it; directories that no member names appear
-    with mode 755. Raises TarRefused for a damaged tar and for members that would leave the tree (absolute, with `..`, under
-    a symbolic link, hard links to what is not there), and what the store raises.
+    with mode 755. Raises TarRefused for a damaged tar and for members that would leave the tree (absolute, with `..`,
+    hard links to what is not there), ManifestInvalid for a member under a symbolic link or with attributes that no
+    file can have, and what the store raises.
     """
     entries: dict[bytes, Entry] = {b"": Entry(b"", stat.S_IFDIR | 0o755)}
     with _Writer(store) as writer:

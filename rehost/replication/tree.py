@@ -5,6 +5,7 @@ Fix-ups are functions from a Tree to a list of changes. `Tree.apply` gives a new
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import hashlib
 import stat
@@ -14,7 +15,17 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rehost.replication.manifest import CHUNK_BYTES, FILES_SCHEMA, Chunk, ChunkReader, Entry, entry_of
+from rehost.replication.manifest import (
+    CHUNK_BYTES,
+    FILES_SCHEMA,
+    Chunk,
+    ChunkReader,
+    Entry,
+    binary_parts,
+    entry_of,
+    single,
+    table_of,
+)
 
 _LINKS_FOLLOWED = 40  # as the kernel does
 _SHOWN_BYTES = 65_536  # longer or binary content is told of in a diff, not shown
@@ -68,46 +79,52 @@ class Tree:
         self._chunks = chunks
         self._edited: dict[bytes, Entry | None] = {}
         self._content: dict[bytes, bytes] = {}
-        self._paths: pa.Array = _single(self._table["path"])
+        self._columns = {name: single(self._table[name]) for name in FILES_SCHEMA.names}
+        self._paths = _Paths(self._table["path"])
 
     def get(self, path: bytes) -> Entry | None:
         """The entry of exactly that path; symbolic links are not followed."""
         if path in self._edited:
             return self._edited[path]
-        index = self._position(path)
-        if index < len(self._paths) and self._paths[index].as_py() == path:
-            return entry_of(self._table.slice(index, 1).to_pylist()[0])
+        index = bisect.bisect_left(self._paths, path)
+        if index < len(self._paths) and self._paths[index] == path:
+            return entry_of({name: column[index].as_py() for name, column in self._columns.items()})
         return None
-
-    def _position(self, path: bytes) -> int:
-        low, high = 0, len(self._paths)
-        while low < high:
-            middle = (low + high) // 2
-            if self._paths[middle].as_py() < path:
-                low = middle + 1
-            else:
-                high = middle
-        return low
 
     def below(self, directory: bytes) -> Iterator[bytes]:
         """Every path below that directory, in order."""
         prefix = directory + b"/" if directory else b""
-        index = self._position(prefix)
-        found: set[bytes] = set()
-        while index < len(self._paths):
-            path: bytes = self._paths[index].as_py()
+        found = {p for p, entry in self._edited.items() if entry is not None and p and p.startswith(prefix)}
+        for index in range(bisect.bisect_left(self._paths, prefix), len(self._paths)):
+            path = self._paths[index]
             if not path.startswith(prefix):
                 break
             if path and path not in self._edited:
                 found.add(path)
-            index += 1
-        found |= {p for p, entry in self._edited.items() if entry is not None and p and p.startswith(prefix)}
         return iter(sorted(found))
 
     def children(self, directory: bytes) -> list[bytes]:
         """The paths directly in that directory, in order."""
-        depth = directory.count(b"/") + 1 if directory else 0
-        return [path for path in self.below(directory) if path.count(b"/") == depth]
+        prefix = directory + b"/" if directory else b""
+        found = {
+            path
+            for path, entry in self._edited.items()
+            if entry is not None and path and path.startswith(prefix) and b"/" not in path[len(prefix) :]
+        }
+        index = bisect.bisect_left(self._paths, prefix)
+        while index < len(self._paths):
+            path = self._paths[index]
+            if not path.startswith(prefix):
+                break
+            name, deeper, _ = path[len(prefix) :].partition(b"/")
+            if deeper:
+                # All that is below this child is passed over: "0" is the byte after "/".
+                index = bisect.bisect_left(self._paths, prefix + name + b"0", index)
+                continue
+            if path and path not in self._edited:
+                found.add(path)
+            index += 1
+        return sorted(found)
 
     def resolve(self, path: bytes) -> Entry | None:
         """The entry that the path leads to inside the tree, symbolic links followed as a chroot would; or None."""
@@ -150,7 +167,7 @@ class Tree:
     def apply(self, changes: Iterable[Change]) -> Tree:
         """A new Tree with these changes made, in order. Parents that are missing appear as directories."""
         new = Tree.__new__(Tree)
-        new._table, new._chunks, new._paths = self._table, self._chunks, self._paths
+        new._table, new._chunks, new._paths, new._columns = self._table, self._chunks, self._paths, self._columns
         new._edited, new._content = dict(self._edited), dict(self._content)
         for change in changes:
             new._make(change)
@@ -159,9 +176,7 @@ class Tree:
     def _make(self, change: Change) -> None:
         path = self._real(change.path)
         if isinstance(change, Remove):
-            for gone in [path, *self.below(path)]:
-                if self.get(gone) is not None:
-                    self._edited[gone] = None
+            self._remove(path)
             return
         volume, now_ns = self._parents(path)
         present = self.get(path)
@@ -169,6 +184,8 @@ class Tree:
             if present is None or not present.is_directory:
                 self._edited[path] = _at(Entry(path, stat.S_IFDIR | change.mode, volume=volume), now_ns)
             return
+        if present is not None and present.is_directory:
+            self._remove(path)
         if isinstance(change, Symlink):
             self._edited[path] = _at(Entry(path, stat.S_IFLNK | 0o777, target=change.target, volume=volume), now_ns)
             return
@@ -184,11 +201,24 @@ class Tree:
         )
         self._edited[path] = _at(edited, mtime_ns)
 
+    def _remove(self, path: bytes) -> None:
+        for gone in [path, *self.below(path)]:
+            if self.get(gone) is not None:
+                self._edited[gone] = None
+
     def _real(self, path: bytes) -> bytes:
-        """The path with its directory's symbolic links followed: etc/x where etc leads elsewhere is written there."""
-        parent, _, name = path.rpartition(b"/")
-        entry = self.resolve(parent) if parent else None
-        return entry.path + b"/" + name if entry is not None and entry.path else path
+        """The path with its directory's symbolic links followed: lib/x where lib leads to usr/lib is made there.
+
+        Raises ValueError for the root, and for `.` and `..`.
+        """
+        parts = [part for part in path.split(b"/") if part]
+        if not parts or b"." in parts or b".." in parts:
+            raise ValueError(f"no path for an edit: {printable(path)}")
+        for depth in range(len(parts) - 1, 0, -1):
+            above = self.resolve(b"/".join(parts[:depth]))
+            if above is not None and above.is_directory:
+                return b"/".join([above.path, *parts[depth:]] if above.path else parts[depth:])
+        return b"/".join(parts)
 
     def _parents(self, path: bytes) -> tuple[int, int]:
         """Make the directories above; (volume, mtime) of the nearest one that was there."""
@@ -217,16 +247,15 @@ class Tree:
             return self._table
         edited = pa.array(sorted(self._edited), pa.binary())
         kept = self._table.filter(pc.invert(pc.is_in(self._table["path"], edited)))
-        rows = [entry.row() for entry in self._edited.values() if entry is not None]
-        added = pa.Table.from_pylist(rows, schema=FILES_SCHEMA)
+        added = table_of([entry for entry in self._edited.values() if entry is not None])
         return pa.concat_tables([kept, added]).sort_by("path").combine_chunks()
 
     def diff(self) -> str:
         """What the edits changed, as a unified diff for people; binary and long content is named, not shown."""
-        return "".join(line for path in sorted(self._edited) for line in self._diff_of(path))
-
-    def _diff_of(self, path: bytes) -> Iterator[str]:
         base = Tree(self._table, self._chunks)
+        return "".join(line for path in sorted(self._edited) for line in self._diff_of(path, base))
+
+    def _diff_of(self, path: bytes, base: Tree) -> Iterator[str]:
         before, after = base.get(path), self._edited[path]
         name = printable(path)
         old, new = _shown(before, base), _shown(after, self)
@@ -238,8 +267,10 @@ class Tree:
                 old, new, f"a/{name}" if before else "/dev/null", f"b/{name}" if after else "/dev/null"
             )
         )
-        if not lines and (before is None or after is None or before.mode != after.mode):
+        if not lines and (before is None) != (after is None):
             lines = [f"Only in {'the image' if after else 'the source'}: /{name} ({_told(after or before)})\n"]
+        elif not lines and before is not None and after is not None and before.mode != after.mode:
+            lines = [f"Another mode: /{name} ({_told(before)} -> {_told(after)})\n"]
         yield from (line if line.endswith("\n") else line + "\n" for line in lines)
 
 
@@ -249,9 +280,18 @@ def printable(path: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def _single(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
+class _Paths(Sequence[bytes]):
+    """The sorted paths of a table, for bisecting: no object is kept for each of them."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        offsets, content = binary_parts(single(column))
+        self._offsets, self._content = offsets.data, content.data
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int) -> bytes:  # type: ignore[override]
+        return bytes(self._content[self._offsets[index] : self._offsets[index + 1]])
 
 
 def _at(entry: Entry, ns: int) -> Entry:
