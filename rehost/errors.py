@@ -630,7 +630,7 @@ class VerificationError(RunError):
 
 
 class BootNoBootLoader(VerificationError):
-    """The firmware found nothing to boot: {evidence}"""
+    """The firmware or the boot loader found nothing to start: {evidence}"""
 
     code = "Boot.NoBootLoader"
     remedy = "Build the image again; if it stays so, ask for the other boot mode and keep the console log."
@@ -677,6 +677,13 @@ class BootTimeout(VerificationError):
     code = "Boot.Timeout"
     remedy = "Look at the screenshot and the console log; if it was only slow, raise boot_timeout_seconds and verify."
     retryable = True
+
+
+class BootEndedEarly(VerificationError):
+    """The guest switched itself off or restarted before it had reported. Last line: {evidence}"""
+
+    code = "Boot.EndedEarly"
+    remedy = "Read the end of the console log; a guest that restarts once on its first start must do so on the source."
 
 
 class ContainerExitedEarly(VerificationError):

@@ -144,7 +144,7 @@ _HINTS: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
 )
 
 
-def read(text: bytes, before: Reading = Reading()) -> Reading:  # noqa: B008 (frozen)
+def read(text: bytes, before: Reading = Reading()) -> Reading:
     """The reading of what came before and `text`. Once a cause is found it stays."""
     *lines, partial = (before.partial + text).split(b"\n")
     reading = before

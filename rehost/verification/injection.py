@@ -1,0 +1,105 @@
+"""Puts the probe into a throw-away copy of a disk image, without mounting anything.
+
+The copy is raw and sparse. The root filesystem is found by its partition and its content, and `debugfs` writes the
+probe's files into it. Every name in its command file is one of ours; since debugfs says what went wrong on standard
+error alone, each file is read back and compared.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from rehost.run import run
+from rehost.verification.probe import DIRECTORY, UNIT
+
+_SECONDS = 120.0  # for a debugfs call, on a busy machine
+_COPY_SECONDS = 3600.0
+_SECTOR = 512
+_EXT_MAGIC_AT, _EXT_MAGIC = 1024 + 56, b"\x53\xef"  # Documentation/filesystems/ext4/super.rst of Linux
+_LINK = f"/etc/systemd/system/sysinit.target.wants/{UNIT}"
+_LINK_TARGET = f"../{UNIT}"
+
+_DRIVERS = {"raw": "raw", "qcow2": "qcow2", "vhd": "vpc"}
+
+
+def raw_copy(image: Path, image_format: str, copy: Path) -> None:
+    """Write `image` as a sparse raw file. Raises ProgramFailed where it cannot be read or there is no room."""
+    argv = ["qemu-img", "convert", "-q", "-f", _DRIVERS[image_format], "-O", "raw", "--", str(image), str(copy)]
+    run(argv, timeout=_COPY_SECONDS)
+
+
+def inject(copy: Path, files: Mapping[str, tuple[bytes, int]], work: Path) -> str | None:
+    """Write the probe's `files` (paths below /etc) into the root filesystem of the raw image `copy`.
+
+    `work` is an empty directory for what debugfs reads. Returns None, or the reason why this image cannot be probed.
+    """
+    offset = _root_offset(copy, work)
+    if offset is None:
+        return "no ext2, ext3 or ext4 filesystem with systemd was found in the image"
+    commands = ["cd /etc", f"mkdir {DIRECTORY}"]
+    for number, (path, (content, mode)) in enumerate(files.items()):
+        local = work / f"file{number}"
+        local.write_bytes(content)
+        local.chmod(mode)
+        directory, _, name = path.rpartition("/")
+        commands += [f"cd /etc/{directory}", f"rm {name}", f"write {local.name} {name}"]
+    commands += ["cd /etc/systemd/system", "mkdir sysinit.target.wants", "cd sysinit.target.wants", f"rm {UNIT}"]
+    commands += [f"symlink {UNIT} {_LINK_TARGET}"]
+    _debugfs(copy, offset, work, commands, write=True)
+
+    backs = [f"dump /etc/{path} back{number}" for number, path in enumerate(files)]
+    stat = _debugfs(copy, offset, work, [*backs, f"stat {_LINK}"], write=False)
+    for number, (path, (content, _)) in enumerate(files.items()):
+        back = work / f"back{number}"
+        if not back.is_file() or back.read_bytes() != content:
+            return f"the probe could not be written to /etc/{path} of the image"
+    if f'Fast link dest: "{_LINK_TARGET}"' not in stat:
+        return f"the probe could not be written to {_LINK} of the image"
+    return None
+
+
+def _debugfs(copy: Path, offset: int, work: Path, commands: list[str], *, write: bool) -> str:
+    """What debugfs printed. It runs in `work`, so that no path of the worker is in its command file."""
+    command_file = work / "commands"
+    command_file.write_text("\n".join(commands) + "\n")
+    argv = ["debugfs", *(["-w"] if write else []), "-f", command_file.name, f"{copy.name}?offset={offset}"]
+    link = work / copy.name  # a path with a question mark in it would be cut there
+    if not link.is_symlink():
+        link.symlink_to(copy.absolute())
+    completed = run(argv, timeout=_SECONDS, cwd=work, check=False, env={"DEBUGFS_PAGER": "cat"})
+    return completed.stdout.decode("utf-8", "replace")
+
+
+def _root_offset(copy: Path, work: Path) -> int | None:
+    """Where the first ext filesystem starts that holds systemd and its configuration, in bytes; or None."""
+    with copy.open("rb") as disk:
+        offsets = [offset for offset in (0, *_partitions(disk)) if _is_ext(disk, offset)]
+    for offset in offsets:
+        told = _debugfs(copy, offset, work, ["stat /etc/systemd/system", "stat /lib/systemd/systemd"], write=False)
+        if "Type: directory" in told and "Type: regular" in told:
+            return offset
+    return None
+
+
+def _is_ext(disk: BinaryIO, offset: int) -> bool:
+    disk.seek(offset + _EXT_MAGIC_AT)
+    return disk.read(2) == _EXT_MAGIC
+
+
+def _partitions(disk: BinaryIO) -> Iterator[int]:
+    """Where the partitions start, in bytes: those of GPT, else the primary ones of the MBR."""
+    disk.seek(0)
+    sectors = disk.read(2 * _SECTOR)
+    if sectors[_SECTOR : _SECTOR + 8] == b"EFI PART":
+        first, count, size = struct.unpack_from("<QII", sectors, _SECTOR + 72)
+        if first < 1 << 50 and count <= 1024 and 128 <= size <= 4096:
+            disk.seek(first * _SECTOR)
+            table = disk.read(count * size)
+            starts = [struct.unpack_from("<Q", table, at + 32)[0] for at in range(0, len(table) - size + 1, size)]
+            yield from (start * _SECTOR for start in starts if 0 < start < 1 << 50)
+    elif sectors[510:512] == b"\x55\xaa":
+        starts = [struct.unpack_from("<I", sectors, at + 8)[0] for at in range(446, 510, 16)]
+        yield from (start * _SECTOR for start in starts if start)
