@@ -54,3 +54,27 @@ def reason_of(error: Exception) -> str:
     """What the engine said, on one line and bounded."""
     text = error.explanation if isinstance(error, APIError) and error.explanation else str(error)
     return " ".join(str(text).split())[:_REASON_CHARACTERS].rstrip(".")
+
+
+# What systemd needs to be process 1 of a container without privileges: a /run that can be written, and control groups
+# that it can see. With version 1 reading them is enough. With version 2 it wants a part of their tree to write to:
+# it gets one slice, where nothing of the host runs. Options as `docker run --tmpfs` takes them.
+SYSTEMD_TMPFS = {"/run": "", "/run/lock": "", "/tmp": "exec,mode=1777"}
+SYSTEMD_SLICE = "rehost.slice"
+
+
+def systemd_volumes(cgroup_version: str) -> tuple[str, ...]:
+    """What is mounted for systemd, as `docker run --volume` takes it, for an engine with that version of cgroups."""
+    if cgroup_version == "2":
+        return (f"/sys/fs/cgroup/{SYSTEMD_SLICE}:/sys/fs/cgroup/{SYSTEMD_SLICE}:rw",)
+    return ("/sys/fs/cgroup:/sys/fs/cgroup:ro",)
+
+
+def systemd_arguments(cgroup_version: str) -> tuple[str, ...]:
+    """The arguments of `docker run` for an image whose command is systemd."""
+    tmpfs = [f"{path}:{options}" if options else path for path, options in SYSTEMD_TMPFS.items()]
+    arguments = [argument for path in tmpfs for argument in ("--tmpfs", path)]
+    if cgroup_version == "2":
+        arguments += ["--cgroupns", "host", "--cgroup-parent", SYSTEMD_SLICE]
+    arguments += [argument for volume in systemd_volumes(cgroup_version) for argument in ("-v", volume)]
+    return tuple(arguments)

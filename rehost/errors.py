@@ -697,7 +697,7 @@ class ContainerCheckFailed(VerificationError):
     """The container runs, but did not pass: {evidence}"""
 
     code = "Container.CheckFailed"
-    remedy = "The verification's report names each port that did not answer."
+    remedy = "The verification's report names each check; the console log beside it has the services' own words."
 
 
 class EnvironmentFault(RunError):

@@ -14,8 +14,6 @@ from docker.errors import ImageLoadError
 
 from image_builders.container.archive import Archive, pieces, write_archive
 from image_builders.container.command import (
-    SYSTEMD_CGROUP1,
-    SYSTEMD_CGROUP2,
     Ports,
     Start,
     not_started,
@@ -34,7 +32,7 @@ from image_builders.container.record import (
     write_record,
 )
 from image_builders.container.request import ContainerRequest
-from rehost.engine import engine, reason_of
+from rehost.engine import engine, reason_of, systemd_arguments
 from rehost.errors import BuildUnsupported, ContainerEngineFailed, StoreNoSpace
 from rehost.progress import Progress
 from rehost.replication.manifest import validate
@@ -66,7 +64,8 @@ def build_container(
 
     `directory` then holds image.tar, image.json and changes.diff; what an earlier try left there is replaced. The same
     tree, inventory and request give the same digests. Progress counts the bytes written and then those loaded. Raises
-    BuildUnsupported, ManifestInvalid, StoreNoSpace, StoreChunkMissing, StoreChunkCorrupt, ContainerEngineAway, ContainerEngineFailed.
+    BuildUnsupported, ManifestInvalid, StoreNoSpace, StoreChunkMissing, StoreChunkCorrupt, ContainerEngineAway,
+    ContainerEngineFailed.
     """
     with engine("say what it is") as client:  # before minutes are spent on an image that could not be loaded
         cgroup_version = str(client.info().get("CgroupVersion", "1"))
@@ -142,9 +141,8 @@ def run_arguments(
     reference: str, systemd: bool, exposed_ports: tuple[str, ...], cgroup_version: str
 ) -> tuple[str, ...]:
     """The argv that runs the image in the background, each port on the loopback interface of the engine's machine."""
-    wanted = SYSTEMD_CGROUP2 if cgroup_version == "2" else SYSTEMD_CGROUP1
     publish = [argument for port in exposed_ports for argument in ("-p", f"127.0.0.1::{port}")]
-    return ("docker", "run", "-d", *(wanted if systemd else ()), *publish, reference)
+    return ("docker", "run", "-d", *(systemd_arguments(cgroup_version) if systemd else ()), *publish, reference)
 
 
 def _load(path: Path, archive: Archive, reference: str, on_bytes: Callable[[int], None]) -> str:
@@ -180,8 +178,8 @@ def _labels(inventory: Inventory, request: ContainerRequest, start: Start) -> di
         "org.rehost.init": "systemd" if start.systemd else "services",
     }
     if start.systemd:
-        labels["org.rehost.run.cgroup1"] = " ".join(SYSTEMD_CGROUP1)
-        labels["org.rehost.run.cgroup2"] = " ".join(SYSTEMD_CGROUP2)
+        labels["org.rehost.run.cgroup1"] = " ".join(systemd_arguments("1"))
+        labels["org.rehost.run.cgroup2"] = " ".join(systemd_arguments("2"))
     return {name: value for name, value in sorted(labels.items()) if value}
 
 

@@ -26,18 +26,6 @@ _PROCESS_NAME = re.compile(r"[A-Za-z0-9._+-]{1,64}")
 _SCRIPT_BYTES = 262_144
 _FIRST_EPHEMERAL_PORT = 32_768  # above it the kernel gives ports to whoever asks: not a service's own
 
-# systemd in a container without privileges wants a writable /run, and control groups that it can see. With version 1
-# it makes do with reading them; with version 2 it needs a part of the tree to write to, and gets one of its own.
-_RUN_DIRECTORIES = ("--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp")
-SYSTEMD_CGROUP1 = (*_RUN_DIRECTORIES, "-v", "/sys/fs/cgroup:/sys/fs/cgroup:ro")
-SYSTEMD_CGROUP2 = (
-    *_RUN_DIRECTORIES,
-    "--cgroupns=host",
-    "--cgroup-parent=rehost.slice",
-    "-v",
-    "/sys/fs/cgroup/rehost.slice:/sys/fs/cgroup/rehost.slice",
-)
-
 
 @dataclass(frozen=True)
 class Start:
