@@ -26,8 +26,8 @@ class Input:
     def __init__(self, fd: int, output: Output) -> None:
         self._fd = fd
         self._output = output
-        self.requests = queue.Queue()  # type: queue.Queue[_Frame]
-        self.answers = queue.Queue()  # type: queue.Queue[Tuple[int, bytes]]
+        self.requests: "queue.Queue[_Frame]" = queue.Queue()
+        self.answers: "queue.Queue[Tuple[int, bytes]]" = queue.Queue()
 
     def run(self) -> None:
         try:
@@ -50,7 +50,7 @@ class Input:
         return kind, self._exactly(length)
 
     def _exactly(self, count: int) -> bytes:
-        pieces = []  # type: List[bytes]
+        pieces: List[bytes] = []
         while count:
             if not select.select([self._fd], [], [], protocol.SILENCE_SECONDS)[0]:
                 raise EOFError

@@ -88,7 +88,7 @@ class Codec:
     def __init__(self, name: str, level: int) -> None:
         self._code = CODECS[name] if level else RAW
         self._level = level
-        self._zstd = zstandard.ZstdCompressor(level=level) if self._code == ZSTD else None  # type: Any
+        self._zstd: Any = zstandard.ZstdCompressor(level=level) if self._code == ZSTD else None
 
     def pack(self, raw: bytes) -> List[bytes]:
         """The pieces to send: a head, then the content, compressed where that gains."""

@@ -38,10 +38,10 @@ Finished = Tuple[int, int, int, int, bool, Optional[str], int, int]
 
 class _Batch:
     def __init__(self) -> None:
-        self.rows = []  # type: List[bytes]
-        self.contents = []  # type: List[bytes]
+        self.rows: List[bytes] = []
+        self.contents: List[bytes] = []
         self.held = 0
-        self.finished = []  # type: List[Finished]
+        self.finished: List[Finished] = []
 
 
 class Reading:
@@ -63,8 +63,8 @@ class Reading:
         self._batch = _Batch()
         self._number = 0
         self._ahead = threading.Semaphore(BATCHES_AHEAD)
-        self._batches = queue.Queue()  # type: queue.Queue[Optional[_Batch]]
-        self._broken = None  # type: Any
+        self._batches: "queue.Queue[Optional[_Batch]]" = queue.Queue()
+        self._broken: Any = None
 
     def run(self, requests: Iterable[Request]) -> None:
         """Read them all; returns when the last answer was sent."""

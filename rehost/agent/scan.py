@@ -42,11 +42,11 @@ class Scan:
         self._exclude = re.compile(request["exclude"]) if request["exclude"] else None
         self._volumes = [volume.encode("latin-1") for volume in request["volumes"]]
         self._mounts = mount_points(walker.root)
-        self._left_out = set()  # type: Set[bytes]
-        self._roots = set()  # type: Set[Tuple[int, int]]
-        self._flagless = set()  # type: Set[int]  # devices whose filesystem knows no flags
+        self._left_out: Set[bytes] = set()
+        self._roots: Set[Tuple[int, int]] = set()
+        self._flagless: Set[int] = set()
         self._proc = os.path.isdir("/proc/self/fd")
-        self._skipped = []  # type: List[Tuple[str, str]]
+        self._skipped: List[Tuple[str, str]] = []
         self._skipped_total = 0
         self._rows = 0
         self._clear()
@@ -83,7 +83,7 @@ class Scan:
                 fd = self._walker.directory(directory)
                 if os.fstat(fd).st_dev != status.st_dev:
                     continue  # something was mounted there a moment ago
-                below = []  # type: List[bytes]
+                below: List[bytes] = []
                 for name in _names(fd):
                     path = directory + b"/" + name if directory else name
                     if self._entry(path, name, fd, number, status.st_dev, volumes):
@@ -114,7 +114,7 @@ class Scan:
                 self._left_out.add(path)
                 self._add(path, number, status, None, [], 0)
             return False
-        target = None  # type: Optional[bytes]
+        target: Optional[bytes] = None
         flags = 0
         try:
             if stat.S_ISLNK(status.st_mode):
@@ -166,7 +166,7 @@ class Scan:
             names = os.listxattr(where, follow_symlinks=follow)
         except OSError:
             return []
-        found = []  # type: List[Tuple[bytes, bytes]]
+        found: List[Tuple[bytes, bytes]] = []
         total = 0
         for name in sorted(names):
             try:
@@ -206,10 +206,10 @@ class Scan:
     # --- rows ---
 
     def _clear(self) -> None:
-        self._paths = []  # type: List[bytes]
-        self._targets = []  # type: List[bytes]
-        self._numbers = {name: array.array(code) for name, code in ROW_COLUMNS if code}  # type: Dict[str, Any]
-        self._xattr_bytes = []  # type: List[bytes]
+        self._paths: List[bytes] = []
+        self._targets: List[bytes] = []
+        self._numbers: Dict[str, Any] = {name: array.array(code) for name, code in ROW_COLUMNS if code}
+        self._xattr_bytes: List[bytes] = []
         self._held = 0
 
     def _add(

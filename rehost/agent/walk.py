@@ -27,8 +27,8 @@ class Walker:
     def __init__(self, root: bytes) -> None:
         self.root = os.path.realpath(root)
         self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._parts = []  # type: List[bytes]
-        self._fds = []  # type: List[Optional[int]]
+        self._parts: List[bytes] = []
+        self._fds: List[Optional[int]] = []
 
     def directory(self, path: bytes) -> int:
         """The descriptor of the directory of that path below the root; it is lent until the next call."""
