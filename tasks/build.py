@@ -11,8 +11,8 @@ from prefect.logging import get_run_logger
 from image_builders.container.build import build_container as make_container
 from image_builders.container.record import ContainerImage
 from image_builders.container.request import ContainerRequest, Credentials
+from image_builders.disk.build import DiskImage
 from image_builders.disk.build import build_disk as make_disk
-from image_builders.disk.record import DiskImage
 from image_builders.disk.request import DiskRequest
 from rehost.catalog.job import RegistryCredentials
 from rehost.errors import RegistryDenied

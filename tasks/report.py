@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect import task
 
 from image_builders.container.record import ContainerImage
-from image_builders.disk.record import DiskImage
+from image_builders.disk.build import DiskImage
 from rehost.replication.transfer import TransferReport
 from rehost.verification.report import VerificationReport
 from tasks.reporting import show_report
@@ -49,7 +49,7 @@ def markdown(
         "",
     ]
     if disk is not None:
-        lines += [f"## Disk image {disk.image_id}", "", "| Format | Size | SHA-256 | File |", "|---|---:|---|---|"]
+        lines += [f"## Disk image {disk.id}", "", "| Format | Size | SHA-256 | File |", "|---|---:|---|---|"]
         lines += [f"| {d.format} | {d.file_size:,} | `{d.sha256}` | `{d.location}` |" for d in disk.disks]
         lines += ["", *(f"- {warning}" for warning in disk.warnings), ""]
     if container is not None:

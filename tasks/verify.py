@@ -10,7 +10,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from image_builders.container.record import ContainerImage
-from image_builders.disk.record import DiskImage
+from image_builders.disk.build import DiskImage
 from rehost.errors import error_of
 from rehost.ids import new_id
 from rehost.replication.store import Store
@@ -60,7 +60,7 @@ def verify_boot(this: Pass, image: DiskImage, snapshot_id: str, firmware: Firmwa
             script_timeout_seconds=wanted.script_timeout_seconds,
             progress=progress,
         )
-    return _judge(this, image.image_id, subject, report, progress.finish)
+    return _judge(this, image.id, subject, report, progress.finish)
 
 
 @task(name="verify-container", **STAGE)
