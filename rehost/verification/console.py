@@ -113,15 +113,15 @@ _CAUSES: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
 _PROMPTS: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
     (cause, re.compile(pattern))
     for cause, pattern in (
-        (BootNoBootLoader, r"^grub(?: rescue)?> ?"),
-        (BootNoBootLoader, r"^Shell> "),
-        (BootNoRoot, r"^\(initramfs\) ?"),
-        (BootNoRoot, r"^(?:dracut|initqueue|pre-mount|switch_root):/[^ ]*# ?"),
-        (BootNoRoot, r"^\[rootfs .*\]# ?"),
+        (BootNoBootLoader, r"^grub(?: rescue)?>"),
+        (BootNoBootLoader, r"^Shell>"),
+        (BootNoRoot, r"^\(initramfs\)"),
+        (BootNoRoot, r"^(?:dracut|initqueue|pre-mount|switch_root):/[^ ]*#"),
+        (BootNoRoot, r"^\[rootfs .*\]#"),
         (BootEmergencyMode, r"^(?:Give root password|Press Enter) for maintenance"),
     )
 )
-_LOGIN = re.compile(r"^\S{1,64} login: ?$")
+_LOGIN = re.compile(r"^\S{1,64} login:$")
 
 # Lines that go before and say why. They stop nothing by themselves.
 _HINTS: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
@@ -156,7 +156,7 @@ def read(text: bytes, before: Reading = Reading()) -> Reading:
 
 
 def _shown(line: bytes) -> str:
-    return cleaned(line[:_LINE_BYTES]).strip()
+    return " ".join(cleaned(line[:_LINE_BYTES]).split())
 
 
 def _line(reading: Reading, line: str) -> Reading:

@@ -23,27 +23,8 @@ SCRIPT_BYTES = 256 << 10  # of the output of the user's script
 _FACTS_KEPT = 4096  # of each kind
 _FACT_BYTES = 1024  # of each line
 _EXPECTED_PORTS = 256
-_TAGS = frozenset(
-    [
-        "probe",
-        "kernel",
-        "boot-id",
-        "state",
-        "uptime",
-        "failed",
-        "job",
-        "mount",
-        "fstab",
-        "tcp",
-        "udp",
-        "fib4",
-        "inet6",
-        "route",
-        "facts",
-        "script-status",
-        "end",
-    ]
-)
+_SINGLE_TAGS = frozenset(("probe", "kernel", "boot-id", "state", "uptime", "facts", "script-status", "end"))
+_LIST_TAGS = frozenset(("failed", "job", "mount", "fstab", "tcp", "udp", "fib4", "inet6", "route"))
 
 # Started beside the first units, so that it can tell of a system that never gets to its default target; `simple`,
 # so that the system does not wait for the probe that waits for the system.
@@ -137,7 +118,7 @@ def parse(text: bytes) -> ProbeReport:
         tag = word.decode("ascii", "replace")
         if tag == "script":
             lines.setdefault(tag, []).append(rest)
-        elif tag in _TAGS and len(lines.setdefault(tag, [])) < _FACTS_KEPT:
+        elif tag in _SINGLE_TAGS | _LIST_TAGS and len(lines.setdefault(tag, [])) < _FACTS_KEPT:
             lines[tag].append(rest[:_FACT_BYTES])
     report = ProbeReport(
         started="probe" in lines,
