@@ -34,9 +34,13 @@ from rehost.source.ext4_inode import (
 
 _ROOT_INODE = 2
 _PATH_BYTES = 32_768  # a longer path is refused: eight times what the kernel takes in one call
-_LINKS_FOLLOWED = 40
+_TARGET_BYTES = 4096
 _JOURNAL_BLOCKS = 10_240_000  # the most that mke2fs makes
 _KNOWN_TYPES = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
+Skip = Callable[[bytes, bool], bool]
+"""(path, whether it is a directory) → whether it is left out with all that is below it."""
+Refused = Callable[[bytes, str], None]
+"""Told of a path that cannot be read, and why."""
 _DIRECTORY_ENTRY = struct.Struct("<IHBB")
 
 
@@ -174,7 +178,7 @@ class Ext4Image:
 
     def target(self, inode: Inode) -> bytes:
         """Where a symbolic link leads."""
-        if not 0 < inode.size <= self.superblock.block_size:
+        if not 0 < inode.size < _TARGET_BYTES:
             raise damaged(self.source, f"inode {inode.number} is a symbolic link of {inode.size} bytes")
         if not inode.flags & (FLAG_EXTENTS | FLAG_INLINE_DATA) and inode.size < len(inode.map):
             target = inode.map[: inode.size]
@@ -291,10 +295,13 @@ class Ext4Image:
                 yield raw[at + 8 : at + 8 + name_length], number
             at += length
 
-    def walk(self, skip: Callable[[bytes], bool] = lambda path: False) -> Iterator[tuple[bytes, Inode]]:
+    def walk(
+        self, skip: Skip = lambda path, is_directory: False, refused: Refused | None = None
+    ) -> Iterator[tuple[bytes, Inode]]:
         """(path, inode) of every name, the root as b"" first, a directory before what is in it.
 
-        A path for which `skip` says True is left out with all that is below it.
+        A path for which `skip` says True is left out with all that is below it. A directory that has no reader is
+        told to `refused`, and its content left out; without `refused` it is a SourceUnsupported.
         """
         self._directory_bytes = 0
         limit = self.superblock.blocks_count * self.superblock.block_size
@@ -309,13 +316,13 @@ class Ext4Image:
             directory = _joined(above, last)
             below: list[tuple[bytes, bytes, int]] = []
             # By inode number, so that each block of the inode tables is read once.
-            for name, number in sorted(self.names(self.inode(at), directory), key=lambda pair: pair[1]):
+            for name, number in self._sorted_names(self.inode(at), directory, refused):
                 path = _joined(directory, name)
                 if len(path) > _PATH_BYTES:
                     raise SourceUnsupported(source=self.source, reason=f"/{printable(path[:200])}… is nested too deep")
-                if skip(path):
-                    continue
                 child = self.inode(number)
+                if skip(path, stat.S_ISDIR(child.mode)):
+                    continue
                 if child.links == 0 or child.flags & FLAG_EA_INODE:
                     raise damaged(self.source, f"/{printable(path)} leads to an inode that is not in use")
                 if stat.S_ISDIR(child.mode):
@@ -328,47 +335,31 @@ class Ext4Image:
                 raise damaged(self.source, "its directories share blocks")
             todo.extend(reversed(below))
 
-    def entries(self, skip: Callable[[bytes], bool] = lambda path: False) -> Iterator[Entry]:
+    def _sorted_names(self, inode: Inode, path: bytes, refused: Refused | None) -> list[tuple[bytes, int]]:
+        try:
+            return sorted(self.names(inode, path), key=lambda pair: pair[1])
+        except SourceUnsupported as error:
+            if refused is None:
+                raise
+            refused(path, error.facts["reason"])
+            return []
+
+    def entries(self, skip: Skip = lambda path, is_directory: False, refused: Refused | None = None) -> Iterator[Entry]:
         """Every entry, as `walk` finds them; without chunks, device number and link group."""
-        for path, inode in self.walk(skip):
+        for path, inode in self.walk(skip, refused):
             try:
                 yield self.entry(path, inode)
             except SourceImageDamaged as error:
                 raise damaged(self.source, f"/{printable(path)}: {error.facts['reason']}") from error
+            except SourceUnsupported as error:
+                if refused is None:
+                    raise
+                refused(path, error.facts["reason"])
 
-    def resolve(self, path: bytes) -> Inode | None:
-        """The inode that a path leads to inside this filesystem, links followed as in a chroot; or None."""
-        todo = [part for part in path.split(b"/") if part not in (b"", b".")]
-        at: list[tuple[bytes, Inode]] = []
-        links = 0
-        while todo:
-            part = todo.pop(0)
-            if part == b"..":
-                at = at[:-1]
-                continue
-            here = at[-1][1] if at else self.inode(_ROOT_INODE)
-            if not stat.S_ISDIR(here.mode):
-                return None
-            number = next((number for name, number in self.names(here, path) if name == part), None)
-            if number is None:
-                return None
-            inode = self.inode(number)
-            if stat.S_ISLNK(inode.mode):
-                links += 1
-                if links > _LINKS_FOLLOWED:
-                    return None
-                target = self.target(inode)
-                if target.startswith(b"/"):
-                    at = []
-                todo = [p for p in target.split(b"/") if p not in (b"", b".")] + todo
-            else:
-                at.append((part, inode))
-        return at[-1][1] if at else self.inode(_ROOT_INODE)
-
-    def read(self, path: bytes, limit: int = 1 << 20) -> bytes | None:
-        """The first `limit` bytes of the regular file that a path leads to; None where there is none."""
-        inode = self.resolve(path)
-        return self.content(inode, limit) if inode is not None and stat.S_ISREG(inode.mode) else None
+    def child(self, directory: Inode, name: bytes) -> Inode | None:
+        """The inode of one name in a directory; None where the name is not there."""
+        number = next((number for found, number in self.names(directory, name) if found == name), None)
+        return None if number is None else self.inode(number)
 
 
 def _joined(directory: bytes, name: bytes) -> bytes:
