@@ -351,6 +351,8 @@ def single(column: pa.ChunkedArray) -> pa.Array:
 
 def binary_parts(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """(offsets, bytes) of a binary array without nulls, the offsets counted from its first byte."""
+    if not len(array):
+        return np.zeros(1, np.int64), np.empty(0, np.uint8)
     buffers = array.buffers()
     offsets = np.frombuffer(buffers[1], np.int32, len(array) + 1, array.offset * 4).astype(np.int64)
     content = np.frombuffer(buffers[2] or b"", np.uint8)[offsets[0] : offsets[-1]]

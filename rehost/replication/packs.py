@@ -24,7 +24,7 @@ from rehost.errors import StoreError, StoreIOFailed, StoreNoSpace
 
 PACK_MAGIC = b"RHPACK1\n"
 RECORD_MAGIC = b"RHCK"
-HEADER = struct.Struct("<4sB3xII32s")  # magic, encoding, stored length, raw length, SHA-256 of the raw bytes
+HEADER = struct.Struct("<4sIII32s")  # magic, encoding, stored length, raw length, SHA-256 of the raw bytes
 PACK_BYTES = 32 << 20  # a pack is sealed once it holds this much
 RAW_BYTES_MAX = 16 << 20  # no chunk is longer
 RAW, ZSTD = 0, 1
