@@ -5,12 +5,15 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
+from sqlalchemy import select
+
 from rehost.catalog.database import Database
 from rehost.catalog.idempotency import IdempotencyKeys
 from rehost.catalog.images import Images
 from rehost.catalog.jobs import Jobs
 from rehost.catalog.runs import Runs
 from rehost.catalog.sources import Sources
+from rehost.catalog.tables import SchemaRow
 from rehost.settings import Settings
 
 
@@ -31,6 +34,11 @@ class Catalog(Sources, Jobs, Runs, Images, IdempotencyKeys):
         Raises CatalogAway, CatalogVersionMismatch.
         """
         return cls(Database(settings.catalog_url), settings)
+
+    def ping(self) -> None:
+        """Ask the database for something."""
+        with self._database.read() as session:
+            session.scalar(select(SchemaRow.version))
 
     def close(self) -> None:
         """Give the connections back."""

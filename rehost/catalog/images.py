@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from rehost.catalog.database import Database, now
@@ -13,7 +14,7 @@ from rehost.catalog.jobs import job_row
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.records import Image, Page, VerificationRecord
 from rehost.catalog.tables import ImageRow, RunRow, VerificationRow
-from rehost.errors import ImageNotFound, RunNotFound
+from rehost.errors import ImageNameUsedByJob, ImageNotFound, RunNotFound
 from rehost.ids import new_id
 from rehost.verification.report import VerificationReport
 
@@ -41,8 +42,14 @@ class Images:
         """Remember an image that was built. `record` is what image.json says; `kind` is disk or container.
 
         An image of that id is renewed (a container's record changes when it is pushed). Raises JobNotFound,
-        RunNotFound.
+        RunNotFound, and ImageNameUsedByJob where another disk image of the region has the name.
         """
+        try:
+            return self._add_image(job_id, run_id, record, id=id, kind=kind, name=name)
+        except IntegrityError as error:
+            raise ImageNameUsedByJob(name=name, job_id=job_id) from error
+
+    def _add_image(self, job_id: str, run_id: str, record: BaseModel, *, id: str, kind: str, name: str) -> Image:
         with self._database.write() as session:
             job = job_row(session, job_id)
             run = session.get(RunRow, run_id)

@@ -156,6 +156,11 @@ class Jobs:
                 session, query, JobRow.created_at, JobRow.id, limit=limit, cursor=cursor, records=self.job_records
             )
 
+    def is_scheduled(self, job_id: str) -> bool:
+        """Whether a schedule of the job is registered. Raises JobNotFound."""
+        with self._database.read() as session:
+            return job_row(session, job_id).scheduled_since is not None
+
     def scheduled(self, job_id: str) -> None:
         """The schedule of an incremental job is registered from now on: its intervals count from here."""
         with self._database.write() as session:

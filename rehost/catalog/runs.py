@@ -54,15 +54,15 @@ class Runs:
                 row.flow_run_id = flow_run_id
                 job_row(session, row.job_id).flow_run_id = flow_run_id
 
-    def withdraw_run(self, run_id: str) -> None:
+    def withdraw_run(self, run_id: str) -> bool:
         """Take a pending run back, and the job to the state before it: its flow run could not be had.
 
-        A run that a flow has claimed meanwhile is left alone.
+        A run that a flow has claimed meanwhile is left alone: False.
         """
         with self._database.write() as session:
             row = _run_row(session, run_id)
             if row.status != RunStatus.PENDING:
-                return
+                return False
             job = job_row(session, row.job_id)
             job.status, job.business_status, job.stopping = row.previous_status, None, False
             before = session.scalars(
@@ -74,6 +74,7 @@ class Runs:
             job.error = before.error if before else None
             job.progress = 100 if before is not None and before.status == RunStatus.SUCCEEDED else 0
             session.delete(row)
+            return True
 
     def claim_run(self, job_id: str, *, flow_run_id: str, kind: RunKind | str = RunKind.MANUAL) -> Run:
         """What a flow calls first: the run that is now its own.

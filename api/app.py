@@ -1,0 +1,56 @@
+"""The API as an application: `create_app(settings)`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+
+from fastapi import APIRouter, Depends, FastAPI
+
+from api import problems
+from api.dependencies import TheCatalog, refuse_unknown_parameters
+from api.limits import RequestSizeLimit
+from api.models import Health
+from api.problems import responses
+from api.routers import images, jobs, regions, sources
+from api.security import authenticate
+from rehost.catalog.catalog import Catalog
+from rehost.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; the catalog is opened when it starts and closed when it stops."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with Catalog.open(settings) as catalog:
+            app.state.catalog = catalog
+            yield
+
+    app = FastAPI(
+        title="Rehost",
+        description="Moves a running Linux server into a bootable disk image or a container image.",
+        version=version("rehost"),
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    problems.install(app)
+    app.add_middleware(RequestSizeLimit)
+
+    @app.get("/healthz", tags=["health"], dependencies=[Depends(refuse_unknown_parameters)], responses=responses(503))
+    def healthz(catalog: TheCatalog) -> Health:
+        """The API runs and its catalog answers; needs no key."""
+        catalog.ping()
+        return Health(version=app.version)
+
+    v1 = APIRouter(
+        prefix="/v1",
+        dependencies=[Depends(authenticate), Depends(refuse_unknown_parameters)],
+        responses=responses(401, 403, 500),
+    )
+    for router in (sources.router, jobs.router, images.router, regions.router):
+        v1.include_router(router)
+    app.include_router(v1)
+    return app

@@ -1,0 +1,109 @@
+"""What the routes need: the catalog, the settings, the orchestration, the pages, and no parameter that is unknown."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
+
+import anyio.from_thread
+from fastapi import Depends, Query, Request
+from fastapi.dependencies.models import Dependant
+
+from rehost.catalog.catalog import Catalog
+from rehost.catalog.faults import Fault, raise_faults
+from rehost.catalog.paging import DEFAULT_LIMIT, MAX_LIMIT
+from rehost.settings import Settings
+
+Result = TypeVar("Result")
+
+
+class Orchestration(Protocol):
+    """What the API asks of the flows; the module flows.orchestration is one."""
+
+    async def start_run(
+        self,
+        job_id: str,
+        *,
+        job_name: str,
+        source_name: str,
+        kind: Literal["manual", "schedule", "cut_over"],
+        at: datetime | None = None,
+    ) -> str: ...
+
+    async def cancel_run(self, flow_run_id: str) -> None: ...
+
+    async def schedule_job(
+        self,
+        job_id: str,
+        *,
+        job_name: str,
+        source_name: str,
+        interval_hours: int | None = None,
+        cron: str | None = None,
+        timezone: str | None = None,
+    ) -> None: ...
+
+    async def unschedule_job(self, job_id: str) -> None: ...
+
+
+def get_settings(request: Request) -> Settings:
+    return cast(Settings, request.app.state.settings)
+
+
+def get_catalog(request: Request) -> Catalog:
+    return cast(Catalog, request.app.state.catalog)
+
+
+def get_orchestration() -> Orchestration:
+    """The flows' face. Imported when it is first needed: Prefect takes seconds to import."""
+    from flows import orchestration
+
+    return orchestration
+
+
+def await_here(function: Callable[..., Coroutine[Any, Any, Result]], *args: Any, **named: Any) -> Result:
+    """Await something of the event loop from a route that runs in a thread."""
+    return anyio.from_thread.run(functools.partial(function, *args, **named))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which piece of a list is asked for."""
+
+    limit: int
+    cursor: str | None
+
+
+def get_place(
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
+    cursor: Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before")] = None,
+) -> Place:
+    return Place(limit, cursor)
+
+
+def refuse_unknown_parameters(request: Request) -> None:
+    """Raises InvalidParameter for query parameters that the route does not have."""
+    known = set(_query_names(request.scope["route"].dependant))
+    raise_faults(
+        [
+            Fault(f"?{name}", "is no parameter of this request")
+            for name in dict.fromkeys(request.query_params)
+            if name not in known
+        ]
+    )
+
+
+def _query_names(dependant: Dependant) -> Iterator[str]:
+    for field in dependant.query_params:
+        yield field.alias
+    for inner in dependant.dependencies:
+        yield from _query_names(inner)
+
+
+TheSettings = Annotated[Settings, Depends(get_settings)]
+TheCatalog = Annotated[Catalog, Depends(get_catalog)]
+TheOrchestration = Annotated[Orchestration, Depends(get_orchestration)]
+ThePlace = Annotated[Place, Depends(get_place)]

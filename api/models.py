@@ -1,0 +1,61 @@
+"""Request and answer bodies that are no record of the catalog."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rehost.catalog.names import Name, SourceDescription, Tags
+from rehost.catalog.records import Image
+from rehost.source.connect import Connection
+
+
+class SourceSpec(BaseModel):
+    """The request that registers a source."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {"name": "web1", "connection": {"kind": "ssh", "host": "web1.example.org", "user": "root"}},
+                {"connection": {"kind": "path", "root": "/srv/trees/web1"}},
+            ]
+        },
+    )
+
+    name: Name | None = Field(None, description="default: made of the hostname")
+    description: SourceDescription | None = None
+    connection: Annotated[Connection, Field(description="how the server is reached")]
+    tags: Tags = Field(default_factory=dict)
+
+
+class ImageAnswer(BaseModel):
+    """An image: these fields, and beside them all that its image.json says."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    id: str
+    kind: str
+    name: str
+    region_id: str
+    source_id: str
+    job_id: str
+    run_id: str
+    snapshot_id: str | None
+    in_use: bool
+    created_at: datetime
+
+
+def image_answer(image: Image) -> ImageAnswer:
+    """The image as the API shows it; what the catalog knows comes before what image.json says."""
+    return ImageAnswer.model_validate({**image.facts, **image.model_dump(exclude={"facts"})})
+
+
+class Health(BaseModel):
+    """The API runs and its catalog answers."""
+
+    status: str = "ok"
+    version: str

@@ -1,0 +1,137 @@
+"""/v1/jobs"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Query
+from starlette.responses import JSONResponse, Response
+
+from api import launch
+from api.dependencies import TheCatalog, TheOrchestration, ThePlace, TheSettings
+from api.models import ImageAnswer, image_answer
+from api.once import TheOnce
+from api.problems import responses
+from rehost.catalog import rules
+from rehost.catalog.faults import Fault, raise_faults
+from rehost.catalog.job import JobSpec
+from rehost.catalog.plan import Plan, plan
+from rehost.catalog.records import Job, Page, Run, VerificationRecord
+from rehost.catalog.states import BusinessStatus, JobStatus
+from rehost.regions.regions import region
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_EXAMPLE = {
+    "source_id": "s-0123456789abcdefghij",
+    "region_id": "local",
+    "name": "web1",
+    "targets": {
+        "image": {"formats": ["qcow2"], "boot_mode": "both"},
+        "container_image": {"namespace": "shop", "repository": "web1"},
+    },
+}
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Job,
+    responses={**responses(404, 409, 422, 503), 200: {"model": Plan, "description": "with `dry_run`: the plan alone"}},
+)
+def create_job(
+    spec: Annotated[JobSpec, Body(examples=[_EXAMPLE])],
+    catalog: TheCatalog,
+    orchestration: TheOrchestration,
+    settings: TheSettings,
+    once: TheOnce,
+    dry_run: Annotated[
+        bool, Query(description="check everything and answer the plan; store and start nothing")
+    ] = False,
+) -> Response:
+    """Make a job, and start it as its `execution` says."""
+
+    def check() -> Plan:
+        source = catalog.source(spec.source_id)
+        destination = region(settings, spec.region_id)
+        raise_faults(rules.check(spec, source.inventory, datetime.now(UTC)))
+        return plan(spec, source, destination)
+
+    def make() -> tuple[Job, str]:
+        check()
+        job = launch.create_job(catalog, orchestration, spec)
+        return job, f"/v1/jobs/{job.id}"
+
+    if dry_run:
+        planned = check()
+        catalog.conflicts(spec)
+        return JSONResponse(planned.model_dump(mode="json"))
+    return once.answer(spec, make)
+
+
+@router.get("", responses=responses(422))
+def list_jobs(
+    catalog: TheCatalog,
+    place: ThePlace,
+    status: JobStatus | None = None,
+    business_status: BusinessStatus | None = None,
+    source_id: str | None = None,
+    name: str | None = None,
+    region_id: str | None = None,
+    tag: Annotated[list[str] | None, Query(description="KEY:VALUE; may be given several times")] = None,
+) -> Page[Job]:
+    """Jobs, newest first; the filters are joined by AND."""
+    faults = [Fault("?tag", "is KEY:VALUE") for text in tag or [] if ":" not in text]
+    pairs = [(key, value) for text in tag or [] for key, _, value in [text.partition(":")]]
+    if len(dict(pairs)) != len(set(pairs)):
+        faults.append(Fault("?tag", "asks for two values of one key, which no job has"))
+    raise_faults(faults)
+    return catalog.jobs(
+        status=status,
+        business_status=business_status,
+        source_id=source_id,
+        name=name,
+        region_id=region_id,
+        tags=dict(pairs),
+        limit=place.limit,
+        cursor=place.cursor,
+    )
+
+
+@router.get("/{id}", responses=responses(404))
+def show_job(id: str, catalog: TheCatalog) -> Job:
+    """One job as it stands."""
+    return catalog.job(id)
+
+
+@router.post("/{id}/start", responses=responses(404, 409, 503))
+def start_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
+    """Begin a run. After a stop or a failure it goes on from what already arrived."""
+    return launch.start_job(catalog, orchestration, id)
+
+
+@router.post("/{id}/stop", responses=responses(404, 409, 503))
+def stop_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
+    """Stop a job that is syncing or waiting. A syncing one is Stopped when its programs have ended."""
+    return launch.stop_job(catalog, orchestration, id)
+
+
+@router.get("/{id}/runs", responses=responses(404))
+def list_runs(id: str, catalog: TheCatalog, place: ThePlace) -> Page[Run]:
+    """The runs of a job, newest first."""
+    return catalog.runs(id, limit=place.limit, cursor=place.cursor)
+
+
+@router.get("/{id}/images", responses=responses(404))
+def list_job_images(id: str, catalog: TheCatalog, place: ThePlace) -> Page[ImageAnswer]:
+    """The images of a job, newest first."""
+    page = catalog.images(job_id=id, limit=place.limit, cursor=place.cursor)
+    items = tuple(image_answer(image) for image in page.items)
+    return Page[ImageAnswer](items=items, next_cursor=page.next_cursor, total=page.total)
+
+
+@router.get("/{id}/verifications", responses=responses(404))
+def list_verifications(id: str, catalog: TheCatalog, place: ThePlace) -> Page[VerificationRecord]:
+    """The verifications of a job's images, newest first."""
+    return catalog.verifications(id, limit=place.limit, cursor=place.cursor)

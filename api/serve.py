@@ -1,0 +1,46 @@
+"""The API as a program: `python -m api.serve`."""
+
+from __future__ import annotations
+
+import sys
+
+import uvicorn
+
+from api.app import create_app
+from api.security import is_loopback
+from rehost.errors import InvalidParameter, RehostError
+from rehost.settings import Settings, settings
+
+
+def check_bind_address(configured: Settings) -> None:
+    """Raises InvalidParameter where others could reach an API that asks for no key."""
+    if not is_loopback(configured.api_host) and not configured.api_keys:
+        raise InvalidParameter(
+            f"The API does not listen on {configured.api_host} without a key: set REHOST_API_KEYS.",
+            [("REHOST_API_HOST", "is an address of the loopback interface, unless REHOST_API_KEYS is set")],
+        )
+
+
+def main() -> int:
+    """Serve until SIGINT or SIGTERM. Exit code 0 after that, 2 for an address that is refused."""
+    configured = settings()
+    try:
+        check_bind_address(configured)
+    except RehostError as error:
+        print(f"{error.code}: {error.message} {error.remedy}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    import flows.orchestration  # noqa: F401 - now, not in the first request
+
+    uvicorn.run(
+        create_app(configured),
+        host=configured.api_host,
+        port=configured.api_port,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,88 @@
+"""The API as the command line speaks to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from rehost.errors import ApiUnreachable, RehostError, error_classes
+from rehost.settings import Settings
+
+_CONNECT_SECONDS = 10.0
+_ANSWER_SECONDS = 900.0  # registering a slow server takes minutes
+_EXIT_CODES = {cls.code: cls.exit_code for cls in error_classes()}
+
+Json = dict[str, Any]
+
+
+class Refused(Exception):
+    """The API answered with a problem."""
+
+    def __init__(self, status: int, body: Mapping[str, Any]) -> None:
+        self.body: Json = dict(body)
+        self.code = str(body.get("code", f"HTTP {status}"))
+        self.message = str(body.get("detail", f"The API answered {status}."))
+        self.remedy = str(body.get("remedy", ""))
+        self.faults = [(str(f.get("pointer")), str(f.get("message"))) for f in body.get("errors", [])]
+        self.exit_code = _EXIT_CODES.get(self.code, 2 if 400 <= status < 500 else 1)
+        super().__init__(self.message)
+
+
+def exit_code_of(code: str) -> int:
+    """The exit code that an error's class gives; 1 for a code that this version does not know."""
+    return _EXIT_CODES.get(code, RehostError.exit_code)
+
+
+def base_url(settings: Settings) -> str:
+    """Where the API is; a server that listens on every address is reached on this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.api_host, settings.api_host)
+    return f"http://[{host}]:{settings.api_port}" if ":" in host else f"http://{host}:{settings.api_port}"
+
+
+class Client:
+    """One connection to the API. Raises ApiUnreachable where nothing answers, Refused for a problem."""
+
+    def __init__(self, settings: Settings) -> None:
+        headers = {"Authorization": f"Bearer {settings.api_keys[0]}"} if settings.api_keys else {}
+        self._url = base_url(settings)
+        self._http = httpx.Client(
+            base_url=self._url,
+            headers=headers,
+            timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
+            trust_env=False,  # a proxy of the environment does not lead to this machine
+        )
+
+    def get(self, path: str, **query: Any) -> Json:
+        """Parameters that are None are not sent."""
+        return self._ask("GET", path, query)
+
+    def post(self, path: str, body: Json | None = None, *, key: str | None = None, **query: Any) -> Json:
+        """`key` is the idempotency key."""
+        return self._ask("POST", path, query, body, {"Idempotency-Key": key} if key else {})
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any],
+        body: Json | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Json:
+        parameters = {name: value for name, value in query.items() if value is not None}
+        try:
+            answer = self._http.request(method, path, params=parameters, json=body, headers=headers)
+            content = answer.json()
+        except httpx.HTTPError as error:
+            raise ApiUnreachable(url=self._url, reason=str(error) or type(error).__name__) from error
+        except ValueError as error:
+            raise ApiUnreachable(url=self._url, reason="what answers there is not Rehost") from error
+        if not isinstance(content, dict):
+            raise ApiUnreachable(url=self._url, reason="what answers there is not Rehost")
+        if answer.is_success:
+            return content
+        raise Refused(answer.status_code, content)
+
+    def close(self) -> None:
+        self._http.close()

@@ -1,0 +1,139 @@
+"""`rehost source`: servers that can be moved."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from rehost.cli.client import Client, Json
+from rehost.cli.output import plain, print_facts, print_json, print_more, print_table, size, value_at
+from rehost.cli.parsing import Groups, add_common, add_id, add_key, add_place, tags_of
+
+_SSH = re.compile(r"(?:(?P<user>[^@]+)@)?(?P<host>\[[^\]]+\]|[^:@]+)(?::(?P<port>\d{1,5}))?")
+
+
+def add_commands(groups: Groups) -> None:
+    """The verbs of `rehost source`."""
+    verbs = groups.add_parser("source", help="servers that can be moved").add_subparsers(
+        dest="verb", required=True, metavar="VERB"
+    )
+    add = verbs.add_parser("add", help="connect to a server, discover what it is, remember it")
+    kind = add.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--ssh", metavar="[USER@]HOST[:PORT]", type=_ssh, help="a running server")
+    kind.add_argument("--path", metavar="DIR", help="a server's tree on the machine of the API")
+    kind.add_argument("--disk", metavar="FILE", action="append", help="a disk image; several, the system disk first")
+    add.add_argument("--identity-file", metavar="FILE", help="private key for ssh, on the machine of the API")
+    add.add_argument("--known-hosts", metavar="FILE", help="host keys for ssh")
+    add.add_argument("--proxy-jump", metavar="[USER@]HOST[:PORT]")
+    add.add_argument("--sudo", action="store_true", default=None, help="become root by password-free sudo")
+    add.add_argument("--name")
+    add.add_argument("--description")
+    add.add_argument("--tag", action="append", metavar="KEY=VALUE")
+    add_key(add)
+    add_common(add, _add)
+
+    listing = verbs.add_parser("list", help="all sources, newest first")
+    add_place(listing)
+    add_common(listing, _list)
+
+    show = verbs.add_parser("show", help="one source with its inventory")
+    add_id(show)
+    add_common(show, _show)
+
+    discover = verbs.add_parser("discover", help="take the inventory once more")
+    add_id(discover)
+    add_common(discover, _discover)
+
+
+def _ssh(text: str) -> dict[str, object]:
+    found = _SSH.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError("is [USER@]HOST[:PORT]")
+    named: dict[str, object] = {"kind": "ssh", "host": found["host"].strip("[]")}
+    if found["user"]:
+        named["user"] = found["user"]
+    if found["port"]:
+        named["port"] = int(found["port"])
+    return named
+
+
+def _connection(arguments: argparse.Namespace) -> Json:
+    if arguments.path is not None:
+        return {"kind": "path", "root": str(Path(arguments.path).absolute())}
+    if arguments.disk is not None:
+        return {"kind": "disk", "disks": [str(Path(disk).absolute()) for disk in arguments.disk]}
+    optional = ("identity_file", "known_hosts", "proxy_jump", "sudo")
+    given = {name: value for name in optional if (value := getattr(arguments, name)) is not None}
+    return {**arguments.ssh, **given}
+
+
+def _add(client: Client, arguments: argparse.Namespace) -> int:
+    body: Json = {"connection": _connection(arguments)}
+    for name in ("name", "description"):
+        if getattr(arguments, name) is not None:
+            body[name] = getattr(arguments, name)
+    if arguments.tag:
+        body["tags"] = tags_of(arguments.tag)
+    _print(client.post("/v1/sources", body, key=arguments.idempotency_key), arguments)
+    return 0
+
+
+def _list(client: Client, arguments: argparse.Namespace) -> int:
+    page = client.get("/v1/sources", limit=arguments.limit, cursor=arguments.cursor)
+    if arguments.json:
+        print_json(page)
+        return 0
+    rows = [
+        (s["id"], s["name"], s["state"], value_at(s, "inventory", "os_name"), connection_text(s["connection"]))
+        for s in page["items"]
+    ]
+    print_table(("ID", "NAME", "STATE", "SYSTEM", "CONNECTION"), rows)
+    print_more(page)
+    return 0
+
+
+def _show(client: Client, arguments: argparse.Namespace) -> int:
+    _print(client.get(f"/v1/sources/{arguments.id}"), arguments)
+    return 0
+
+
+def _discover(client: Client, arguments: argparse.Namespace) -> int:
+    _print(client.post(f"/v1/sources/{arguments.id}/discover"), arguments)
+    return 0
+
+
+def connection_text(connection: Json) -> str:
+    """A connection on one line."""
+    if connection.get("kind") == "ssh":
+        return plain(f"{connection.get('user')}@{connection.get('host')}:{connection.get('port')}")
+    return plain(connection.get("root") or connection.get("disks"))
+
+
+def _print(source: Json, arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        print_json(source)
+        return
+    inventory = source["inventory"]
+    print_facts(
+        [
+            ("id", source["id"]),
+            ("name", source["name"]),
+            ("state", source["state"]),
+            ("", source["status_info"]),
+            ("connection", connection_text(source["connection"])),
+            ("hostname", inventory["hostname"]),
+            ("system", inventory.get("os_name") or inventory.get("os_id")),
+            ("kernel", inventory.get("kernel")),
+            ("architecture", inventory.get("architecture")),
+            ("boot mode", inventory.get("boot_mode")),
+            ("cores", inventory.get("cores")),
+            ("memory", size(inventory.get("memory_bytes"))),
+            *((f"disk {d['index']}", f"{d['path']}, {size(d['size_bytes'])}") for d in inventory.get("disks", [])),
+            *(
+                (v["mount_point"], f"{v['filesystem']}, {size(v['used_bytes'])} of {size(v['size_bytes'])} used")
+                for v in inventory.get("volumes", [])
+            ),
+            ("listens", [f"{p['port']}/{p['protocol']}" for p in inventory.get("listeners", [])]),
+        ]
+    )
