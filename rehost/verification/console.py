@@ -36,7 +36,10 @@ _ESCAPES = re.compile(
 
 def cleaned(line: bytes) -> str:
     """One line as text that is safe to show: no escape sequences, no control characters but tabs."""
-    text = _ESCAPES.sub("", line.decode("utf-8", "replace"))
+    text = line.decode("utf-8", "replace").rstrip("\r")
+    if text.isprintable():
+        return text
+    text = _ESCAPES.sub("", text)
     return "".join(c for c in text if c == "\t" or c.isprintable())
 
 
@@ -143,16 +146,24 @@ _HINTS: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
     )
 )
 
+# Most lines say nothing of all this; one search tells.
+_ANY = re.compile("|".join(row[1].pattern for row in (*_STAGES, *_CAUSES, *_PROMPTS, *_HINTS)) + "|" + _LOGIN.pattern)
+
 
 def read(text: bytes, before: Reading = Reading()) -> Reading:
     """The reading of what came before and `text`. Once a cause is found it stays."""
     *lines, partial = (before.partial + text).split(b"\n")
-    reading = before
+    reading, last_line = before, before.last_line
     for line in lines:
-        reading = _line(reading, _shown(line))
+        shown = _shown(line)
+        if not shown or reading.cause is not None:
+            continue
+        last_line = shown
+        if _ANY.search(shown):
+            reading = _line(reading, shown)
     shown = _shown(partial)
-    prompted = _prompt(reading, shown) if shown else reading
-    return replace(prompted, partial=partial[-_LINE_BYTES:])
+    reading = replace(reading, last_line=last_line[:_SHOWN_CHARACTERS])
+    return replace(_prompt(reading, shown) if shown else reading, partial=partial[-_LINE_BYTES:])
 
 
 def _shown(line: bytes) -> str:
@@ -160,9 +171,9 @@ def _shown(line: bytes) -> str:
 
 
 def _line(reading: Reading, line: str) -> Reading:
-    if not line or reading.cause is not None:
+    reading = _prompt(reading, line)
+    if reading.cause is not None:
         return reading
-    reading = _prompt(replace(reading, last_line=line[:_SHOWN_CHARACTERS]), line)
     for cause, pattern in _CAUSES:
         if pattern.search(line):
             return _stopped(reading, cause, line)

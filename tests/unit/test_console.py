@@ -35,7 +35,10 @@ GRUB_NO_KERNEL = (
     b"Welcome to GRUB!\r\nerror: file `/boot/vmlinuz-6.1.0' not found.\r\nerror: you need to load the kernel first.\r\n"
     b"\r\nPress any key to continue..."
 )
-GRUB_SHELL = b"Welcome to GRUB!\r\n\x1b[2J   GNU GRUB  version 2.06\r\n   Minimal BASH-like line editing is supported. For the\r\n"
+GRUB_SHELL = (
+    b"Welcome to GRUB!\r\n\x1b[2J   GNU GRUB  version 2.06\r\n"
+    b"   Minimal BASH-like line editing is supported. For the\r\n"
+)
 KERNEL = b"[    0.000000] Linux version 6.1.0-18-amd64 (debian-kernel@lists.debian.org) #1 SMP\r\n"
 PANIC = (
     KERNEL
