@@ -38,6 +38,7 @@ _QMP_LINE_BYTES = 1 << 20
 _QMP_SECONDS = 30.0  # for one command, and for QEMU to come up on a busy machine
 _QUIT_SECONDS = 10.0
 _LINE_CHARACTERS = 4096  # of a console line that never ends, before the log breaks it
+_BANNER_SECONDS = 15.0  # for a service's first words on one connection
 _RETRY_SECONDS = 0.5  # between two tries to reach a port of the guest
 
 _DRIVERS = {"raw": "raw", "qcow2": "qcow2", "vhd": "vpc"}
@@ -313,7 +314,9 @@ class Machine:
         deadline = time.monotonic() + timeout
         while self.running and (left := deadline - time.monotonic()) > 0:
             with contextlib.suppress(OSError):
-                with socket.create_connection(("127.0.0.1", self.ports[port]), timeout=left) as connection:
+                # QEMU takes the connection before the guest has a network; one from that time is never answered.
+                limit = min(left, _BANNER_SECONDS)
+                with socket.create_connection(("127.0.0.1", self.ports[port]), timeout=limit) as connection:
                     banner = b""
                     while len(banner) < len(prefix) and (piece := connection.recv(256)):
                         banner += piece
