@@ -188,10 +188,11 @@ def make_nasty_tree(directory: Path, *, huge: bool = True) -> None:
 
 
 def set_flags(path: bytes, flags: int) -> None:
-    """chattr: the inode flags of a file or directory."""
+    """chattr: of a file or directory the flags that are kept; the filesystem's own stay as they are."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=l", flags))
+        present = struct.unpack("=l", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))[:4])[0]
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=ll", present & ~KEPT_FLAGS | flags, 0))
     finally:
         os.close(fd)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import stat
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ class Content(dict[bytes, bytes]):
             raise StoreChunkMissing(sha256=sha256.hex())
         return self[sha256]
 
-    def entry(self, path: bytes, content: bytes, **fields: int) -> Entry:
+    def entry(self, path: bytes, content: bytes, **fields: Any) -> Entry:
         name = hashlib.sha256(content).digest()
         self[name] = content
         chunks = (Chunk(0, len(content), name),) if content else ()
