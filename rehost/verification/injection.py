@@ -65,10 +65,10 @@ def _debugfs(copy: Path, offset: int, work: Path, commands: list[str], *, write:
     """What debugfs printed. It runs in `work`, so that no path of the worker is in its command file."""
     command_file = work / "commands"
     command_file.write_text("\n".join(commands) + "\n")
-    argv = ["debugfs", *(["-w"] if write else []), "-f", command_file.name, f"{copy.name}?offset={offset}"]
-    link = work / copy.name  # a path with a question mark in it would be cut there
+    link = work / "image"  # debugfs would cut a path at a question mark
     if not link.is_symlink():
         link.symlink_to(copy.absolute())
+    argv = ["debugfs", *(["-w"] if write else []), "-f", command_file.name, f"{link.name}?offset={offset}"]
     completed = run(argv, timeout=_SECONDS, cwd=work, check=False, env={"DEBUGFS_PAGER": "cat"})
     return completed.stdout.decode("utf-8", "replace")
 
