@@ -7,17 +7,16 @@ error alone, each file is read back and compared.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
 
+from rehost.errors import SourceImageDamaged, SourceUnsupported
 from rehost.run import run
+from rehost.source.partition_tables import read_table
 from rehost.verification.probe import DIRECTORY, UNIT
 
 _SECONDS = 120.0  # for a debugfs call, on a busy machine
 _COPY_SECONDS = 3600.0
-_SECTOR = 512
 _EXT_MAGIC_AT, _EXT_MAGIC = 1024 + 56, b"\x53\xef"  # Documentation/filesystems/ext4/super.rst of Linux
 _LINK = f"/etc/systemd/system/sysinit.target.wants/{UNIT}"
 _LINK_TARGET = f"../{UNIT}"
@@ -76,30 +75,19 @@ def _debugfs(copy: Path, offset: int, work: Path, commands: list[str], *, write:
 def _root_offset(copy: Path, work: Path) -> int | None:
     """Where the first ext filesystem starts that holds systemd and its configuration, in bytes; or None."""
     with copy.open("rb") as disk:
-        offsets = [offset for offset in (0, *_partitions(disk)) if _is_ext(disk, offset)]
+
+        def read(offset: int, length: int) -> bytes:
+            disk.seek(offset)
+            return disk.read(length)
+
+        try:
+            table = read_table(read, copy.stat().st_size, copy.name)
+        except (SourceImageDamaged, SourceUnsupported):
+            return None
+        starts = [partition.start for partition in table.partitions] if table else [0]
+        offsets = [start for start in starts if read(start + _EXT_MAGIC_AT, 2) == _EXT_MAGIC]
     for offset in offsets:
         told = _debugfs(copy, offset, work, ["stat /etc/systemd/system", "stat /lib/systemd/systemd"], write=False)
         if "Type: directory" in told and "Type: regular" in told:
             return offset
     return None
-
-
-def _is_ext(disk: BinaryIO, offset: int) -> bool:
-    disk.seek(offset + _EXT_MAGIC_AT)
-    return disk.read(2) == _EXT_MAGIC
-
-
-def _partitions(disk: BinaryIO) -> Iterator[int]:
-    """Where the partitions start, in bytes: those of GPT, else the primary ones of the MBR."""
-    disk.seek(0)
-    sectors = disk.read(2 * _SECTOR)
-    if sectors[_SECTOR : _SECTOR + 8] == b"EFI PART":
-        first, count, size = struct.unpack_from("<QII", sectors, _SECTOR + 72)
-        if first < 1 << 50 and count <= 1024 and 128 <= size <= 4096:
-            disk.seek(first * _SECTOR)
-            table = disk.read(count * size)
-            starts = [struct.unpack_from("<Q", table, at + 32)[0] for at in range(0, len(table) - size + 1, size)]
-            yield from (start * _SECTOR for start in starts if 0 < start < 1 << 50)
-    elif sectors[510:512] == b"\x55\xaa":
-        starts = [struct.unpack_from("<I", sectors, at + 8)[0] for at in range(446, 510, 16)]
-        yield from (start * _SECTOR for start in starts if start)

@@ -39,6 +39,7 @@ _QMP_SECONDS = 30.0  # for one command, and for QEMU to come up on a busy machin
 _QUIT_SECONDS = 10.0
 _LINE_CHARACTERS = 4096  # of a console line that never ends, before the log breaks it
 _BANNER_SECONDS = 15.0  # for a service's first words on one connection
+_WAIT_SECONDS = 1.0  # at a time, so that a thread that is told to stop hears it
 _RETRY_SECONDS = 0.5  # between two tries to reach a port of the guest
 
 _DRIVERS = {"raw": "raw", "qcow2": "qcow2", "vhd": "vpc"}
@@ -286,7 +287,7 @@ class Machine:
     def wait_for(self, look: Callable[[], T | None], timeout: float) -> T | None:
         """What `look` gives as soon as it gives something; None after `timeout` seconds or when the guest is gone.
 
-        `look` is called each time that something came from the guest, and last when the guest is gone.
+        `look` is called whenever something came from the guest, once a second, and last when the guest is gone.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -299,7 +300,7 @@ class Machine:
                 return None
             with self._changed:
                 if seen == (len(self.console), len(self.report), self.console.ended):
-                    self._changed.wait(left)
+                    self._changed.wait(min(left, _WAIT_SECONDS))
 
     def wait_for_console(self, pattern: bytes, timeout: float) -> re.Match[bytes] | None:
         """The first match of the regular expression on the console; None after `timeout` seconds or at the end."""

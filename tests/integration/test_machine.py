@@ -261,6 +261,19 @@ def test_the_accelerator_that_was_found_is_remembered(tmp_path: Path, monkeypatc
     assert accelerator(cache, None) == "tcg"
 
 
+def test_a_kvm_that_was_remembered_and_does_not_work_is_replaced_by_emulation_and_forgotten(
+    tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, cache, device = tmp_path / "empty.raw", tmp_path / "cache", tmp_path / "kvm"
+    image.write_bytes(bytes(1 << 20))
+    device.touch()
+    monkeypatch.setattr("rehost.verification.accelerator.DEVICE", device)
+    remember(cache, "kvm")
+    report = verify_disk(image, "raw", "bios", INVENTORY, evidence=tmp_path / "e", scratch=scratch, cache=cache)
+    assert report.error is not None and report.error.code == "Boot.NoBootLoader"
+    assert report.accelerator == accelerator(cache, None)  # where KVM works it stays
+
+
 def test_a_real_kernel_gives_an_answer_that_holds(tmp_path: Path) -> None:
     kernels = sorted(path for path in Path("/boot").glob("vmlinuz-*") if os.access(path, os.R_OK))
     if not kernels:
