@@ -145,7 +145,7 @@ class Scan:
     def _excluded(self, path: bytes, is_directory: bool) -> bool:
         if self._exclude is None:
             return False
-        text = "/" + path.decode("utf-8", "surrogateescape") + ("/" if is_directory else "")
+        text = "/" + path.decode("utf-8", "surrogateescape") + ("\0" if is_directory else "")
         return self._exclude.fullmatch(text) is not None
 
     def _excluded_with_parents(self, path: bytes) -> bool:

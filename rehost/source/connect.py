@@ -115,7 +115,9 @@ def open_session(
     if isinstance(connection, DiskConnection):
         from rehost.source.disk_session import DiskSession
 
-        yield DiskSession(connection)
+        with DiskSession(connection) as session:
+            session.set_bandwidth_limit(bandwidth_limit_kbps)
+            yield session
         return
     from rehost.source.agent_session import open_agent
 

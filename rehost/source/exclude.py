@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 def exclude_expression(patterns: Sequence[str]) -> str:
     """A regular expression that fully matches the paths to leave out; empty for no patterns.
 
-    It is matched against the absolute path, as text (UTF-8, stray bytes as surrogates), with a slash at the end of a
-    directory's. It uses nothing that Python 3.6 does not know.
+    It is matched against the absolute path, as text (UTF-8, stray bytes as surrogates), with a NUL, which no name
+    holds, at the end of a directory's. It uses nothing that Python 3.6 does not know.
     """
     return "|".join(f"(?:{_expression(pattern)})" for pattern in patterns if pattern.strip("/"))
 
@@ -23,7 +23,7 @@ def excluder(patterns: Sequence[str]) -> Callable[[bytes, bool], bool]:
     compiled = re.compile(expression, re.DOTALL)
 
     def excluded(path: bytes, is_directory: bool) -> bool:
-        text = "/" + path.decode("utf-8", "surrogateescape") + ("/" if is_directory else "")
+        text = "/" + path.decode("utf-8", "surrogateescape") + ("\0" if is_directory else "")
         return compiled.fullmatch(text) is not None
 
     return excluded
@@ -37,22 +37,22 @@ def _expression(pattern: str) -> str:
     at = 0
     while at < len(body):
         if body.startswith("**/", at):
-            parts.append("(?:(?s:.)*/)?")
+            parts.append(r"(?:(?s:.)*/)?")
             at += 3
         elif body.startswith("**", at):
-            parts.append("(?s:.)*")
+            parts.append(r"(?s:.)*")
             at += 2
         elif body[at] == "*":
-            parts.append("[^/]*")
+            parts.append(r"[^/\0]*")
             at += 1
         elif body[at] == "?":
-            parts.append("[^/]")
+            parts.append(r"[^/\0]")
             at += 1
         elif body[at] == "[" and (end := body.find("]", at + 2 + body.startswith(("[!", "[^"), at))) > 0:
             inside = body[at + 1 : end]
             negated = inside[0] in "!^"
             members = re.sub(r"([\\\[\]^&~|])", r"\\\1", inside[negated:])
-            parts.append(f"(?!/)[{'^' if negated else ''}{members}]")
+            parts.append(rf"(?![/\0])[{'^' if negated else ''}{members}]")
             at = end + 1
         elif body[at] == "\\" and at + 1 < len(body):
             parts.append(re.escape(body[at + 1]))
@@ -60,5 +60,5 @@ def _expression(pattern: str) -> str:
         else:
             parts.append(re.escape(body[at]))
             at += 1
-    parts.append("/" if directories_only else "/?")
+    parts.append(r"\0" if directories_only else r"\0?")
     return "".join(parts)

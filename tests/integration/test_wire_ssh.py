@@ -1,0 +1,223 @@
+"""The wire over a real sshd on loopback: what is refused, what survives, what is left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rehost.errors import (
+    SourceAuthenticationFailed,
+    SourceError,
+    SourceHostKeyChanged,
+    SourceHostKeyUnknown,
+    SourceLacksPython,
+    SourceNotEnoughPrivileges,
+    SourceProtocol,
+    SourceUnreachable,
+)
+from rehost.source.connect import SshConnection, open_session
+from rehost.source.session import FileContent, FileRequest, Session
+from tests.integration.conftest import Sshd, _free_port
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="logs in as root on this machine")]
+
+_WAIT_SECONDS = 20.0
+
+
+def _all(names: list[bytes]) -> list[bool]:
+    return [True] * len(names)
+
+
+def _read(
+    session: Session,
+    path: Path,
+    wanted: Callable[..., list[bool]] = _all,
+    deliver: Callable[[bytes, bytes], None] = lambda sha256, raw: None,
+) -> FileContent:
+    request = FileRequest(0, os.fsencode(path).lstrip(b"/"), path.stat().st_size)
+    (content,) = session.read([request], wanted, deliver)
+    return content
+
+
+def _until(fact: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not fact():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def _agents(sshd: Sshd) -> set[int]:
+    """The processes that sessions of this sshd brought about: shells, and the agent."""
+    return {pid for pid in sshd.descendants() if b"sys.stdin.buffer.read(" in _command_line(pid)}
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _gone(agents: set[int]) -> bool:
+    return not any(b"sys.stdin.buffer.read(" in _command_line(pid) for pid in agents)
+
+
+def _refusal(connection: SshConnection) -> SourceError:
+    with pytest.raises(SourceError) as caught:
+        with open_session(connection):
+            pass
+    return caught.value
+
+
+def test_a_file_arrives_whole_over_ssh(sshd: Sshd, tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (tmp_path / "file").write_bytes(content)
+    arrived: list[bytes] = []
+    with open_session(sshd.connection(), compress_level=3) as session:
+        file = _read(session, tmp_path / "file", deliver=lambda sha256, raw: arrived.append(raw))
+        assert session.bytes_on_wire() > len(content)
+    assert b"".join(arrived) == content
+    assert [chunk.offset for chunk in file.chunks] == [0, 1 << 20, 2 << 20]
+    assert not file.unstable
+
+
+def test_a_changed_host_key_has_its_own_code(sshd: Sshd, tmp_path: Path) -> None:
+    known_hosts = tmp_path / "known hosts %h"
+    known_hosts.write_text(sshd.known_host("other_key"))
+    assert isinstance(_refusal(sshd.connection(known_hosts=str(known_hosts))), SourceHostKeyChanged)
+
+
+def test_an_unknown_host_key_is_refused_and_not_learned(sshd: Sshd, tmp_path: Path) -> None:
+    known_hosts = tmp_path / "known_hosts"
+    known_hosts.write_text("")
+    assert isinstance(_refusal(sshd.connection(known_hosts=str(known_hosts))), SourceHostKeyUnknown)
+    assert known_hosts.read_text() == ""
+
+
+def test_a_wrong_identity_is_an_authentication_failure(sshd: Sshd) -> None:
+    connection = sshd.connection(identity_file=str(sshd.directory / "other_key"))
+    assert isinstance(_refusal(connection), SourceAuthenticationFailed)
+
+
+def test_nobody_on_the_port_is_unreachable(sshd: Sshd) -> None:
+    assert isinstance(_refusal(sshd.connection(port=_free_port())), SourceUnreachable)
+
+
+def test_a_killed_session_is_unreachable_and_leaves_nothing(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(os.urandom(30_000_000))
+    delivered = 0
+
+    def deliver(sha256: bytes, raw: bytes) -> None:
+        nonlocal delivered
+        delivered += 1
+        if delivered == 3:
+            sshd.kill_sessions()
+
+    with pytest.raises(SourceUnreachable), open_session(sshd.connection()) as session:
+        agents = _agents(sshd)
+        assert agents
+        _read(session, tmp_path / "file", deliver=deliver)
+    assert 3 <= delivered < 29
+    _until(lambda: _gone(agents), "the agent outlived its connection")
+    with open_session(sshd.connection()) as session:
+        assert len(_read(session, tmp_path / "file").chunks) == 29
+
+
+def test_the_agent_has_no_file_open_for_writing(sshd: Sshd) -> None:
+    with open_session(sshd.connection()):
+        for agent in _agents(sshd):
+            for descriptor in Path(f"/proc/{agent}/fd").iterdir():
+                target = os.readlink(descriptor)
+                assert target == "/dev/null" or not target.startswith("/") or descriptor.is_dir(), target
+            assert b"-B" in _command_line(agent).split(b"\0")
+
+
+def test_a_closed_session_leaves_no_process(sshd: Sshd) -> None:
+    with open_session(sshd.connection()):
+        agents = _agents(sshd)
+        assert agents
+    _until(lambda: _gone(agents), "the agent outlived its session")
+
+
+def test_a_killed_control_side_leaves_no_process(sshd: Sshd) -> None:
+    script = (
+        "import sys,time\n"
+        "from rehost.source.connect import SshConnection, open_session\n"
+        "with open_session(SshConnection.model_validate_json(sys.argv[1])):\n"
+        "    print('open', flush=True); time.sleep(60)\n"
+    )
+    argv = [sys.executable, "-c", script, sshd.connection().model_dump_json()]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"open\n"
+        agents = _agents(sshd)
+        assert agents
+        process.kill()
+    _until(lambda: _gone(agents), "the agent outlived the program that started it")
+
+
+# --- a fake ssh, first on PATH, runs the remote command as sshd would, in other circumstances -----------------
+
+
+Fake = Callable[..., SshConnection]
+
+
+@pytest.fixture
+def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """A connection whose ssh is a script: `before` runs first, then the remote command, by `runner`."""
+
+    def make(
+        before: str = "", runner: str = "sh -c", sudo: bool = False, programs: dict[str, str] | None = None
+    ) -> SshConnection:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        script = f'#!/bin/sh\nfor command; do :; done\n{before}\nexec {runner} "$command"\n'
+        for name, text in {"ssh": script, **(programs or {})}.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        return SshConnection(host="server.example", sudo=sudo)
+
+    return make
+
+
+def test_a_login_that_prints_is_survived(fake_ssh: Fake) -> None:
+    with open_session(fake_ssh(before="printf 'Welcome!\\n\\000 to all\\n'; echo noise >&2")) as session:
+        assert session.bytes_on_wire() > 0
+
+
+def test_a_login_that_prints_without_end_is_told_of(fake_ssh: Fake) -> None:
+    error = _refusal(fake_ssh(before="exec yes"))
+    assert isinstance(error, SourceProtocol)
+    assert "prints" in error.message
+
+
+def test_an_ordinary_user_has_not_enough_privileges(fake_ssh: Fake) -> None:
+    # By the whole path: PATH itself leads through folders that only root may enter.
+    setpriv = "setpriv --reuid=65534 --regid=65534 --clear-groups sh -c"
+    assert isinstance(_refusal(fake_ssh(runner=setpriv)), SourceNotEnoughPrivileges)
+
+
+def test_sudo_that_wants_a_password_is_not_enough(fake_ssh: Fake) -> None:
+    sudo = "#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n"
+    assert isinstance(_refusal(fake_ssh(sudo=True, programs={"sudo": sudo})), SourceNotEnoughPrivileges)
+
+
+def test_sudo_is_used_where_it_is_asked_for(fake_ssh: Fake, tmp_path: Path) -> None:
+    sudo = f'#!/bin/sh\necho "first: $1" > {tmp_path}/seen\nshift\nexec "$@"\n'
+    with open_session(fake_ssh(sudo=True, programs={"sudo": sudo})):
+        pass
+    assert (tmp_path / "seen").read_text() == "first: -n\n"
+
+
+def test_a_server_without_python_is_told_of(fake_ssh: Fake) -> None:
+    old = "#!/bin/sh\nexit 1\n"  # as one that is too old answers
+    programs = dict.fromkeys(["python3", *(f"python3.{minor}" for minor in range(6, 15))], old)
+    before = 'command=$(printf "%s" "$command" | sed "s,/usr/,/none/,g")'
+    assert isinstance(_refusal(fake_ssh(before=before, programs=programs)), SourceLacksPython)
