@@ -102,26 +102,19 @@ class _Directories:
         if fd is not None:
             self._kept.move_to_end(path)
             return fd
-        above, names = path, []
+        missing = []
+        above = path
         while above and above not in self._kept:
-            above, _, name = above.rpartition(b"/")
-            names.append(name)
+            missing.append(above)
+            above = above.rpartition(b"/")[0]
         at = self._kept[above] if above else self._top
-        opened = -1
-        try:
-            for name in reversed(names):
-                next_one = os.open(name, _DIRECTORY, dir_fd=at)
-                if opened >= 0:
-                    os.close(opened)
-                at = opened = next_one
-        except BaseException:
-            if opened >= 0:
-                os.close(opened)
-            raise
-        self._kept[path] = opened
-        if len(self._kept) > _OPEN_DIRECTORIES:
-            os.close(self._kept.popitem(last=False)[1])
-        return opened
+        # All on the way are kept, the deepest longest: what comes next is most often nearby.
+        for below in reversed(missing):
+            at = os.open(below.rpartition(b"/")[2], _DIRECTORY, dir_fd=at)
+            self._kept[below] = at
+            if len(self._kept) > _OPEN_DIRECTORIES:
+                os.close(self._kept.popitem(last=False)[1])
+        return at
 
     def close(self) -> None:
         for fd in [*self._kept.values(), self._top]:

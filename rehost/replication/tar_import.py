@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import BinaryIO, Protocol
 
 import pyarrow as pa
@@ -37,6 +37,7 @@ _XATTR = "SCHILY.xattr."
 _BUFFER_BYTES = 1 << 16  # tarfile copies what is left of it at each read
 _PUTS_UNDER_WAY = 8
 _SMALL_BYTES = 65_536  # below this a thread costs more than it saves
+_NOBODY = 0xFFFF_FFFF
 _KINDS = {
     tarfile.REGTYPE: stat.S_IFREG,
     tarfile.AREGTYPE: stat.S_IFREG,
@@ -83,7 +84,10 @@ def import_tar(stream: BinaryIO, store: Store) -> pa.Table:
         except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             raise TarRefused(member="?", reason=f"the tar is damaged: {error}") from error
     store.flush()
-    table = table_of(_linked(_with_parents(entries)))
+    try:
+        table = table_of(_linked(_with_parents(entries)))
+    except (ValueError, OverflowError) as error:
+        raise TarRefused(member="?", reason=f"a number is out of range: {error}") from error
     validate(table)
     return table
 
@@ -107,6 +111,8 @@ def _entry(member: tarfile.TarInfo, number: int, entries: dict[bytes, Entry]) ->
     device = kind in (stat.S_IFCHR, stat.S_IFBLK)
     if device and not (0 <= member.devmajor <= DEVICE_MAJOR_MAX and 0 <= member.devminor <= DEVICE_MINOR_MAX):
         raise TarRefused(member=printable(path), reason="its device number is out of range")
+    if not (0 <= member.uid < _NOBODY and 0 <= member.gid < _NOBODY and member.size >= 0):
+        raise TarRefused(member=printable(path), reason="its owner or size is out of range")
     mtime_ns = _nanoseconds(member, "mtime")
     return Entry(
         path,
@@ -147,12 +153,13 @@ def _path(name: str) -> bytes:
 def _nanoseconds(member: tarfile.TarInfo, field: str) -> int:
     """A time, exact where the tar has it as a decimal: a float has not enough digits."""
     text = member.pax_headers.get(field)
-    if text is None:
-        return int(member.mtime) * 1_000_000_000
     try:
-        return int((Decimal(text) * 1_000_000_000).to_integral_value(rounding="ROUND_FLOOR"))
-    except (InvalidOperation, OverflowError) as error:
-        raise TarRefused(member=printable(_bytes(member.name)), reason=f"its {field} is no time") from error
+        number = Decimal(text if text is not None else int(member.mtime))
+        if abs(number) < 1 << 33:  # the year 2242
+            return int((number * 1_000_000_000).to_integral_value(rounding="ROUND_FLOOR"))
+    except ArithmeticError:  # Decimal's complaints about what is no number
+        pass
+    raise TarRefused(member=printable(_bytes(member.name)), reason=f"its {field} is no time")
 
 
 def _pieces(member: tarfile.TarInfo) -> Iterator[tuple[int, int]]:
