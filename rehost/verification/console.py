@@ -78,12 +78,15 @@ _STAGES = tuple(
     (stage, re.compile(pattern))
     for stage, pattern in (
         (Stage.FIRMWARE, r"^SeaBIOS |^BdsDxe: "),
-        (Stage.LOADER, r"^GRUB loading|Welcome to GRUB!|^BdsDxe: starting Boot"),
-        (Stage.KERNEL, r"Linux version \d|^Probing EDD|^Loading Linux |EFI stub: "),
+        (Stage.LOADER, r"^GRUB loading|Welcome to GRUB!|^Loading Linux |^BdsDxe: starting Boot"),
+        (Stage.KERNEL, r"Linux version \d"),
         (Stage.SYSTEM, r"^Welcome to (?!.*(?:GRUB|initramfs|dracut|emergency))|INIT: version \d|OpenRC \d"),
         (Stage.MULTI_USER, r"Reached target .*(?:[Mm]ulti-[Uu]ser|[Gg]raphical)"),
     )
 )
+
+# What must have been there for a cause, though a quiet console did not show it.
+_IMPLIED = {BootKernelPanic: Stage.KERNEL, BootNoRoot: Stage.KERNEL, BootEmergencyMode: Stage.SYSTEM}
 
 # Complete lines that end the boot.
 _CAUSES: tuple[tuple[Cause, re.Pattern[str]], ...] = tuple(
@@ -201,4 +204,5 @@ def _prompt(reading: Reading, line: str) -> Reading:
 def _stopped(reading: Reading, cause: Cause, line: str) -> Reading:
     line = line[:_SHOWN_CHARACTERS]
     explained = [hint for of, hint in reading.hints if of is cause and hint != line]
-    return replace(reading, cause=cause, evidence=" / ".join([*explained, line]), last_line=line)
+    stage = max(reading.stage, _IMPLIED.get(cause, reading.stage))
+    return replace(reading, stage=stage, cause=cause, evidence=" / ".join([*explained, line]), last_line=line)

@@ -144,6 +144,20 @@ def test_the_stage_is_the_furthest_that_was_shown(text: bytes, stage: Stage) -> 
 
 
 @pytest.mark.parametrize(
+    ("text", "stage"),
+    [
+        (b"No bootable device.\n", Stage.NOTHING),
+        (b"Loading Linux 6.1.0-18-amd64 ...\nKernel panic - not syncing: x\n", Stage.KERNEL),
+        (b"(initramfs) ", Stage.KERNEL),
+        (b"You are in emergency mode.\n", Stage.SYSTEM),
+    ],
+)
+def test_a_quiet_console_implies_the_stages_before_a_cause(text: bytes, stage: Stage) -> None:
+    assert read(text).stage is stage
+    assert read(b"Loading Linux 6.1.0-18-amd64 ...\n").stage is Stage.LOADER  # GRUB says it, not the kernel
+
+
+@pytest.mark.parametrize(
     "text",
     [
         b"Gave up waiting for suspend/resume device\n",
