@@ -131,11 +131,17 @@ def newest_kernel(root: bytes) -> Optional[str]:
 def architecture(root: bytes) -> str:
     """As `uname -m` would say it, by the ELF header of a program that every server has."""
     for path in (b"bin/sh", b"usr/bin/env", b"sbin/init"):
-        head = read_bytes(root, path, 20)
-        if head[:4] == b"\x7fELF" and len(head) == 20:
-            order = "big" if head[5] == 2 else "little"
-            return _MACHINES.get(int.from_bytes(head[18:20], order), "unknown")  # type: ignore[arg-type]
+        machine = elf_machine(read_bytes(root, path, 20))
+        if machine is not None:
+            return machine
     return "unknown"
+
+
+def elf_machine(head: bytes) -> Optional[str]:
+    """The machine of a program whose first 20 bytes are given; None where it is none, or of an unknown one."""
+    if head[:4] != b"\x7fELF" or len(head) < 20:
+        return None
+    return _MACHINES.get(head[18] << 8 | head[19] if head[5] == 2 else head[19] << 8 | head[18])
 
 
 def boot_mode(root: bytes) -> str:

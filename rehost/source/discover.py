@@ -108,7 +108,7 @@ def _devices(told: Facts) -> dict[str, _Device]:
             raise fact.wrong("name", "is missing or there twice")
         found[name] = _Device(
             name=name,
-            path=fact.text("path") or name,
+            path=fact.text("path", 4096) or name,
             number=fact.text("number", 32) or "",
             kind=fact.choice("kind", ("disk", "partition", "lvm", "luks", "dm", "mdraid", "virtual")),
             size_bytes=fact.needed_number("size_bytes", 1),
@@ -147,7 +147,8 @@ def _disks(devices: Mapping[str, _Device], mounts: Sequence[_Mount], host: str) 
     root_device = by_number.get(root.number) if root else None
     system = _disks_under(root_device, devices) if root_device else []
     whole = [device for device in devices.values() if device.kind == "disk" or device.name in system]
-    whole.sort(key=lambda device: (system.index(device.name) if device.name in system else len(system), device.path))
+    # Stable: the others stay in the order in which they were told.
+    whole.sort(key=lambda device: system.index(device.name) if device.name in system else len(system))
     mounted = {mount.number: mount for mount in reversed(mounts)}
     return tuple(_disk(index, device, devices, mounted, host) for index, device in enumerate(whole))
 

@@ -20,7 +20,15 @@ from rehost.errors import SourceImageDamaged, SourceUnsupported
 from rehost.replication.manifest import CHUNK_BYTES, KEPT_FLAGS, Entry
 from rehost.replication.tree import printable
 from rehost.source import ext4_attributes, ext4_journal
-from rehost.source.ext4_blocks import INCOMPAT_FILETYPE, INCOMPAT_META_BG, Blocks, Superblock, Window, damaged
+from rehost.source.ext4_blocks import (
+    INCOMPAT_FILETYPE,
+    INCOMPAT_META_BG,
+    SUPERBLOCK_OFFSET,
+    Blocks,
+    Superblock,
+    Window,
+    damaged,
+)
 from rehost.source.ext4_inode import (
     FLAG_CASEFOLD,
     FLAG_EA_INODE,
@@ -131,7 +139,8 @@ class Ext4Image:
             if superblock.block_size == 1024 and table == 0 and superblock.first_data_block == 0:
                 block += 1
         else:
-            block = superblock.first_data_block + 1 + table
+            # After the superblock, which is in block 1 where blocks have 1 KiB, even if the first group begins at 0.
+            block = SUPERBLOCK_OFFSET // superblock.block_size + 1 + table
         raw = self._blocks.block(block)
         at = index * superblock.descriptor_size
         (low,) = struct.unpack_from("<I", raw, at + 8)
