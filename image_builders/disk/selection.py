@@ -106,7 +106,7 @@ def select(inventory: Inventory, request: DiskRequest) -> Selection:
     if inventory.architecture not in ("x86_64", "amd64"):
         raise BuildUnsupported(
             what="A disk image",
-            reason=f"the source is {printable(inventory.architecture.encode())}, and only x86_64 has a boot loader here",
+            reason=f"the source is {printable(inventory.architecture.encode())}, only x86_64 has a boot loader here",
         )
     partitions = {p.path: p for disk in inventory.disks for p in disk.partitions}
     volumes = inventory.volumes or (Volume(mount_point="/", filesystem="ext4", size_bytes=0, used_bytes=0),)

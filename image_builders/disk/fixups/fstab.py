@@ -101,7 +101,7 @@ def _fix(tree: Tree, context: Context) -> Outcome:
             order = 1 if filesystem.mount_point == "/" else 2
             after.append(f"UUID={filesystem.uuid} {_escape(filesystem.mount_point)} ext4 defaults 0 {order}")
     if selection.has_esp and selection.esp_mount_point and selection.esp_mount_point not in placed:
-        after.append(f"UUID={selection.esp_uuid} {_escape(selection.esp_mount_point)} vfat umask=0077 0 1")
+        after.append(f"UUID={selection.esp_uuid} {_escape(selection.esp_mount_point)} vfat umask=0077,nofail 0 1")
     for uuid in swaps:
         if uuid not in placed_swaps:
             after.append(f"UUID={uuid} none swap sw 0 0")

@@ -1,8 +1,9 @@
 """ifupdown: any network card that appears is brought up by DHCP.
 
-interfaces(5), since ifupdown 0.8 (Debian 9): `allow-hotplug /en*=name` brings up each card whose name matches, as the
-logical interface `name`. Hotplug and not auto: cards may appear after `ifup -a` ran, and one without a cable would
-hold up the start.
+interfaces(5), since ifupdown 0.8 (Debian 9): `allow-hotplug /en*` stands for each card whose name matches, and a
+mapping gives each the logical interface `rehost`. (The shorter `allow-hotplug /en*=rehost` is understood by `ifup -a`
+alone, not when udev names one card.) Hotplug and not auto: cards may appear after `ifup -a` ran, and one without a
+cable would hold up the start.
 """
 
 from __future__ import annotations
@@ -23,12 +24,19 @@ from rehost.replication.tree import Change, Put, Tree, printable
 
 _MAIN = b"etc/network/interfaces"
 _FOLDER = b"etc/network/interfaces.d"
+_SCRIPT = b"etc/network/rehost-mapping"
 _OWN = """
 # Rehost: every network card, whatever its name, asks for an address by DHCP.
-allow-hotplug /en*=rehost /eth*=rehost /em*=rehost /p[0-9]*=rehost
+allow-hotplug /en* /eth* /em* /p[0-9]*
+mapping en* eth* em* p[0-9]*
+    script /etc/network/rehost-mapping
 iface rehost inet dhcp
 """
+_SCRIPT_CONTENT = (
+    b"#!/bin/sh\n# The logical interface of every network card; see /etc/network/interfaces.\necho rehost\n"
+)
 _MARK = "iface rehost inet dhcp"
+_LOOPBACK = re.compile(rb"^\s*iface\s+lo\s", re.MULTILINE)
 _STANZA = ("iface", "mapping", "auto", "rename", "source", "source-directory", "no-auto-down", "no-scripts", "template")
 
 
@@ -112,10 +120,12 @@ def _fix(tree: Tree, context: Context) -> Outcome:
             warnings.append(f"The interface {shown} in /{printable(path)} was built on a card and is commented out.")
         after = "\n".join(read.lines) + "\n"
         if path == _MAIN:
-            if not re.search(r"^\s*iface\s+lo\s", text, re.MULTILINE):
+            if not any(_LOOPBACK.search(tree.read(p) or b"") for p in (path, *tree.children(_FOLDER))):
                 after += "\nauto lo\niface lo inet loopback\n"
             # Where NetworkManager or systemd-networkd runs, it takes every card that is not named here.
-            after += _OWN if not uses_network_manager(tree) and not uses_networkd(tree) else ""
+            if not uses_network_manager(tree) and not uses_networkd(tree):
+                after += _OWN
+                changes.append(Put(_SCRIPT, _SCRIPT_CONTENT, mode=0o755))
         if after.encode("utf-8", "surrogateescape") != before:
             changes.append(Put(path, after.encode("utf-8", "surrogateescape")))
     return Outcome(tuple(changes), tuple(warnings))
