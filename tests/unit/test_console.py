@@ -76,6 +76,7 @@ EMERGENCY = (
     + b"[\x1b[0;1;38;5;185mDEPEND\x1b[0m] Dependency failed for \x1b[0;1;39mlocal-fs.target\x1b[0m"
     + b" - Local File Systems.\r\n"
 )
+EMERGENCY_NARROW = KERNEL + "[DEPEND] Dependency failed for loca…s.target - Local File Systems.\r\n".encode()
 EMERGENCY_QUIET = KERNEL + b'You are in emergency mode. After logging in, type "journalctl -xb" to view\r\n'
 LOCKED = KERNEL + b"Cannot open access to console, the root account is locked.\r\n"
 PASSWORD = KERNEL + b"Give root password for maintenance\r\n(or press Control-D to continue): "
@@ -108,6 +109,7 @@ LOGIN = (
         (MKINITCPIO, BootNoRoot, "ERROR: device 'UUID=9' not found."),
         (EMERGENCY, BootEmergencyMode, "Timed out waiting for device dev-disk-by\\x2duuid-abc."),
         (EMERGENCY, BootEmergencyMode, "Dependency failed for local-fs.target - Local File Systems."),
+        (EMERGENCY_NARROW, BootEmergencyMode, "s.target - Local File Systems."),
         (EMERGENCY_QUIET, BootEmergencyMode, "You are in emergency mode."),
         (LOCKED, BootEmergencyMode, "the root account is locked"),
         (PASSWORD, BootEmergencyMode, "Give root password for maintenance"),
@@ -164,6 +166,7 @@ def test_a_quiet_console_implies_the_stages_before_a_cause(text: bytes, stage: S
         b"error: no such device: 1234.\n",  # GRUB may go on with another
         b"Boot failed: not a bootable disk\n",  # SeaBIOS tries the next
         b"[DEPEND] Dependency failed for Some Optional Mount.\n",
+        b"[DEPEND] Dependency failed for local-fs-pre.target - Preparation for Local File Systems.\n",
         b"[  2.0] Kernel panic - not sync",  # the line has no end yet: its cause is still to come
     ],
 )
