@@ -1,0 +1,212 @@
+"""The services together: a real Prefect server, a real worker, the API, and jobs whose runs are disturbed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.client import Client, rehost_services
+from demo.registry import free_port
+from flows import orchestration
+from tests.integration.conftest import Sshd
+
+_MIB = 1 << 20
+_SLOW_KBPS = 4000
+_WAIT_SECONDS = 180.0
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    prefect_port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        environment = {
+            "REHOST_HOME": str(tmp_path_factory.mktemp("home")),
+            "REHOST_API_PORT": str(free_port()),
+            "REHOST_PREFECT_PORT": str(prefect_port),
+        }
+        patch.delenv("PREFECT_API_URL", raising=False)
+        with rehost_services(environment) as client:
+            patch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{prefect_port}/api")
+            yield client
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A tree of 48 MiB that does not compress; it has no kernel, so that a disk image of it cannot be built."""
+    root = tmp_path / "tree"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc" / "os-release").write_text('ID=debian\nVERSION_ID="12"\n')
+    for number in range(12):
+        (root / f"data-{number:02}").write_bytes(os.urandom(4 * _MIB))
+    return root
+
+
+def job_of(client: Client, connection: dict[str, Any], **replication: Any) -> dict[str, Any]:
+    name = f"tree-{time.monotonic_ns()}"
+    source = client.post("/v1/sources", {"name": name, "connection": connection})
+    job: dict[str, Any] = client.post(
+        "/v1/jobs",
+        {
+            "source_id": source["id"],
+            "region_id": "local",
+            "name": name,
+            "targets": {"image": {}},
+            "execution": {"mode": "create_only"},
+            "replication": replication,
+            "verification": {"enabled": False},
+        },
+    )
+    return job
+
+
+def wait_for(what: str, look: Callable[[], Any], seconds: float = _WAIT_SECONDS) -> Any:
+    """What `look` gives once it is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.2)
+    pytest.fail(f"no {what} within {seconds} s")
+
+
+def rested(client: Client, job_id: str) -> dict[str, Any]:
+    """The job once it runs no more."""
+
+    def look() -> dict[str, Any] | None:
+        job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}")
+        return job if job["status"] not in ("Running", "Ready") else None
+
+    found: dict[str, Any] = wait_for("end of the run", look)
+    return found
+
+
+def arrived(client: Client, job_id: str) -> dict[str, Any]:
+    """The job once a part of its content has come over the wire, and not all of it."""
+
+    def look() -> dict[str, Any] | None:
+        job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}")
+        assert job["status"] in ("Ready", "Running"), job["error"]
+        return job if job["business_status"] == "Syncing" and job["progress"] >= 15 else None
+
+    found: dict[str, Any] = wait_for("progress", look)
+    return found
+
+
+def agents(root: Path) -> list[int]:
+    """The processes that have a file below that folder open, or work there: the agent of a `path` source."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            links = [os.readlink(link) for link in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        if any(link.startswith(str(root)) for link in links):
+            found.append(int(process.name))
+    return found
+
+
+def flow_processes() -> list[int]:
+    """The processes in which a worker runs flows, among the descendants of this one."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"prefect.engine" in command or b"flow_engine" in command or b"prefect\0flow-run\0execute" in command:
+            found.append(int(process.name))
+    return found
+
+
+def test_an_error_of_a_stage_is_the_error_of_the_job_and_the_message_of_the_flow_run(
+    services: Client, tree: Path
+) -> None:
+    job = job_of(services, {"kind": "path", "root": str(tree)})
+    services.post(f"/v1/jobs/{job['id']}/start", {})
+    ended = rested(services, job["id"])
+    assert ended["status"] == "InError"
+    assert ended["error"]["code"] == "Build.NoKernel"
+    run = services.newest_run(job["id"])
+    assert run["status"] == "failed"
+    assert run["bytes_new"] >= 48 * _MIB
+    assert wait_for("state", lambda: asyncio.run(orchestration.run_state(run["flow_run_id"])) == "FAILED")
+
+
+def test_stop_ends_the_run_and_its_programs_and_the_next_run_goes_on_from_what_arrived(
+    services: Client, tree: Path
+) -> None:
+    job = job_of(services, {"kind": "path", "root": str(tree)}, bandwidth_limit_kbps=_SLOW_KBPS)
+    services.post(f"/v1/jobs/{job['id']}/start", {})
+    arrived(services, job["id"])
+    assert wait_for("agent", lambda: agents(tree))
+    flow_run = services.newest_run(job["id"])["flow_run_id"]
+    asyncio.run(orchestration.cancel_run(flow_run))  # as the Cancel of the Prefect UI does
+    assert rested(services, job["id"])["status"] == "Stopped"
+    wait_for("end of the agent", lambda: not agents(tree), 10)
+    assert wait_for("state", lambda: asyncio.run(orchestration.run_state(flow_run)) == "CANCELLED")
+
+    services.post(f"/v1/jobs/{job['id']}/start", {})
+    assert rested(services, job["id"])["error"]["code"] == "Build.NoKernel"  # all stages before it are done
+    second = services.newest_run(job["id"])
+    assert second["bytes_new"] < 46 * _MIB, "what had arrived was sent again"
+
+
+def test_a_flow_process_that_is_killed_leaves_a_job_that_says_so_and_can_be_started(
+    services: Client, tree: Path
+) -> None:
+    job = job_of(services, {"kind": "path", "root": str(tree)}, bandwidth_limit_kbps=_SLOW_KBPS)
+    before = set(flow_processes())
+    services.post(f"/v1/jobs/{job['id']}/start", {})
+    arrived(services, job["id"])
+    for process in set(flow_processes()) - before:
+        os.kill(process, signal.SIGKILL)
+    ended = rested(services, job["id"])
+    assert (ended["status"], ended["error"]["code"]) == ("InError", "Run.Crashed")
+    wait_for("end of the agent", lambda: not agents(tree), 10)
+    services.post(f"/v1/jobs/{job['id']}/start", {})
+    assert rested(services, job["id"])["error"]["code"] == "Build.NoKernel"
+
+
+def test_a_source_that_goes_away_fails_the_run_after_its_retries_and_the_next_run_goes_on(
+    services: Client, sshd: Sshd
+) -> None:
+    folder = sshd.directory / "moved"
+    folder.mkdir(exist_ok=True)
+    for number in range(12):
+        (folder / f"data-{number:02}").write_bytes(os.urandom(4 * _MIB))
+    connection = sshd.connection().model_dump(mode="json")
+    source = services.post("/v1/sources", {"name": "here", "connection": connection})
+    everything_else = [f"/{name}" for name in os.listdir("/") if name != folder.parts[1]]
+    beside = [
+        f"{parent}/{name}"
+        for parent in folder.parents
+        if str(parent) != "/"
+        for name in os.listdir(parent)
+        if not folder.is_relative_to(parent / name)
+    ]
+    job = services.post(
+        "/v1/jobs",
+        {
+            "source_id": source["id"],
+            "region_id": "local",
+            "name": "unplugged",
+            "exclude": everything_else + beside,
+            "replication": {"bandwidth_limit_kbps": _SLOW_KBPS},
+            "verification": {"enabled": False},
+        },
+    )
+    arrived(services, job["id"])
+    sshd.kill()
+    ended = rested(services, job["id"])
+    assert (ended["status"], ended["error"]["code"]) == ("InError", "Source.Unreachable")
+    sshd.start()
+    services.post(f"/v1/jobs/{job['id']}/start", {})
+    assert rested(services, job["id"])["error"]["code"] == "Build.NoKernel"
+    assert services.newest_run(job["id"])["bytes_on_wire"] < 46 * _MIB, "what had arrived was sent again"
