@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 COUNT ?= 50
 SEED ?= 1
 
-.PHONY: help setup demo test up bench lint lock
+.PHONY: help setup demo test up bench docs lint lock
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ up: setup ## Run Prefect, the worker and the API in the foreground
 
 bench: setup ## Measure Rehost beside its peers in one run; the last line is JSON
 	@$(PYTHON) -m benchmarks
+
+docs: setup ## Write docs/errors.md anew from the error classes
+	@$(PYTHON) -m tools.errors_doc
 
 lint: setup ## ruff, mypy, import-linter, codespell
 	@.venv/bin/ruff check .
