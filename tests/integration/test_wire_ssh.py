@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,16 @@ from rehost.errors import (
     SourceProtocol,
     SourceUnreachable,
 )
-from rehost.source.connect import SshConnection, open_session
+from rehost.replication.export import export_tree
+from rehost.replication.store import Store
+from rehost.replication.tree import Tree
+from rehost.source.agent_session import AgentSession, open_program
+from rehost.source.connect import PathConnection, SshConnection, open_session
 from rehost.source.session import FileContent, FileRequest, Session
+from rehost.source.ssh import ssh_argv, ssh_error
 from tests.integration.conftest import Sshd, _free_port
+from tests.support.trees import assert_same_tree, make_nasty_tree
+from tests.support.wire import take, volume
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="logs in as root on this machine")]
 
@@ -66,6 +75,20 @@ def _command_line(pid: int) -> bytes:
 
 def _gone(agents: set[int]) -> bool:
     return not any(b"sys.stdin.buffer.read(" in _command_line(pid) for pid in agents)
+
+
+def _on_tree(
+    connection: SshConnection, tree: Path, compress_level: int = 0
+) -> contextlib.AbstractContextManager[AgentSession]:
+    """A session over ssh whose root is one folder of the server."""
+    return open_program(
+        lambda length: ssh_argv(connection, length),
+        host=connection.host,
+        root=os.fsencode(tree),
+        explain=lambda status, stderr, greeted: ssh_error(connection, status, stderr, greeted),
+        compress_level=compress_level,
+        bandwidth_limit_kbps=0,
+    )
 
 
 def _refusal(connection: SshConnection) -> SourceError:
@@ -127,6 +150,41 @@ def test_a_killed_session_is_unreachable_and_leaves_nothing(sshd: Sshd, tmp_path
     _until(lambda: _gone(agents), "the agent outlived its connection")
     with open_session(sshd.connection()) as session:
         assert len(_read(session, tmp_path / "file").chunks) == 29
+
+
+def test_a_transfer_goes_on_where_the_connection_broke(sshd: Sshd, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for number in range(80):
+        (tree / f"{number:02}").write_bytes(os.urandom(500_000))
+    wire = []
+    with Store.open(tmp_path / "store") as store:
+        with pytest.raises(SourceUnreachable), _on_tree(sshd.connection(), tree) as session:
+            put = store.put
+            stored: list[bytes] = []
+
+            def breaking(sha256: bytes, raw: bytes) -> bool:
+                stored.append(sha256)
+                if len(stored) == 25:
+                    sshd.kill_sessions()
+                return put(sha256, raw)
+
+            store.put = breaking  # type: ignore[method-assign]
+            try:
+                take(session, store, tmp_path)
+            finally:
+                del store.put
+                wire.append(session.bytes_on_wire())
+        assert all(store.has(stored))
+    with Store.open(tmp_path / "store") as store:
+        with _on_tree(sshd.connection(), tree) as session:
+            snapshot, report = take(session, store, tmp_path)
+            wire.append(session.bytes_on_wire())
+        assert snapshot.bytes_total == 40_000_000
+        assert report.bytes_new <= 40_000_000 - 500_000 * len(stored)
+    assert 12_500_000 <= wire[0] < 39_000_000
+    # What was on its way when it broke comes twice, no more.
+    assert sum(wire) < 40_000_000 + 3 * (1 << 20)
 
 
 def test_the_agent_has_no_file_open_for_writing(sshd: Sshd) -> None:
@@ -221,3 +279,80 @@ def test_a_server_without_python_is_told_of(fake_ssh: Fake) -> None:
     programs = dict.fromkeys(["python3", *(f"python3.{minor}" for minor in range(6, 15))], old)
     before = 'command=$(printf "%s" "$command" | sed "s,/usr/,/none/,g")'
     assert isinstance(_refusal(fake_ssh(before=before, programs=programs)), SourceLacksPython)
+
+
+def _pythons() -> list[str]:
+    """Other Pythons of this machine, the oldest that the agent promises to run on first."""
+    found = []
+    for minor in (6, 7, 9, 13):
+        there = sorted(Path.home().glob(f".pyenv/versions/3.{minor}.*/bin/python3.{minor}"))
+        program = str(there[-1]) if there else shutil.which(f"python3.{minor}")
+        found += [program] if program else []
+    return found
+
+
+@pytest.mark.parametrize("python", _pythons() or [pytest.param("", marks=pytest.mark.skip("no other Python is here"))])
+def test_the_agent_runs_on_other_pythons(fake_ssh: Fake, tmp_path: Path, python: str) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    make_nasty_tree(tree)
+    fake_ssh(programs={"python3": f'#!/bin/sh\nexec {python} "$@"\n'})
+    with Store.open(tmp_path / "store") as store:
+        with _on_tree(SshConnection(host="server.example"), tree, compress_level=6) as session:
+            assert session.hello.python in python
+            snapshot, report = take(session, store, tmp_path, exclude=["/[!a-z]**never"])
+            assert session.inventory().architecture
+        export_tree(Tree(store.files(snapshot.id), store), tmp_path / "back")
+    assert report.unreadable == report.vanished == report.unstable == ()
+    assert_same_tree(tree, tmp_path / "back")
+
+
+def test_what_is_mounted_below_is_left_out_or_comes_as_a_volume(sshd: Sshd, tmp_path: Path) -> None:
+    """A scan of this machine's root: pseudo filesystems are empty directories, whatever is in them."""
+    with open_session(sshd.connection()) as session:
+        everything = ["/[!dpst]*/*", "/tmp/*", "/s[!y]*/*"]
+        rows = [row for batch in session.scan([volume()], everything) for row in batch.to_pylist()]
+    paths = {row["path"] for row in rows}
+    assert {b"", b"proc", b"sys", b"dev", b"tmp"} <= paths
+    assert not any(path.startswith((b"proc/", b"sys/", b"dev/")) for path in paths)
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Iterator[Path]:
+    """A tree with a tmpfs in it, a bind mount of a part of itself, and a tmpfs below the first one."""
+    tree = tmp_path / "tree"
+    for name in ("etc", "data", "twin", "run"):
+        (tree / name).mkdir(parents=True)
+    (tree / "etc" / "file").write_text("file")
+    made = []
+    try:
+        for source, target, options in (
+            ("tmpfs", tree / "data", ["-t", "tmpfs"]),
+            (str(tree / "etc"), tree / "twin", ["--bind"]),
+            ("tmpfs", tree / "run", ["-t", "tmpfs"]),
+        ):
+            if subprocess.run(["mount", *options, source, str(target)]).returncode:
+                pytest.skip("this machine does not let us mount")
+            made.append(target)
+        (tree / "data" / "row").write_text("row")
+        (tree / "run" / "user" / "0").mkdir(parents=True)
+        (tree / "run" / "pid").write_text("1")
+        yield tree
+    finally:
+        for target in reversed(made):
+            subprocess.run(["umount", str(target)], check=True)
+
+
+def test_mounts_are_left_out_or_taken_as_volumes(mounts: Path) -> None:
+    def scanned(*points: str) -> dict[bytes, int]:
+        with open_session(PathConnection(root=str(mounts))) as session:
+            volumes = [volume(point) for point in points]
+            rows = [row for batch in session.scan(volumes, []) for row in batch.to_pylist()]
+        assert len({row["path"] for row in rows}) == len(rows)
+        return {row["path"]: row["volume"] for row in rows}
+
+    bare = {b"": 0, b"etc": 0, b"etc/file": 0, b"data": 0, b"twin": 0, b"run": 0}
+    assert scanned("/") == bare
+    assert scanned("/", "/data") == bare | {b"data": 1, b"data/row": 1}
+    # A volume below a mount that is left out brings the directories on its way.
+    assert scanned("/", "/run/user/0") == bare | {b"run/user": 0, b"run/user/0": 1}
