@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from docker.errors import ImageLoadError
 
 from image_builders.container.archive import Archive, pieces, write_archive
@@ -36,7 +38,7 @@ from rehost.engine import engine, reason_of, systemd_arguments
 from rehost.errors import BuildUnsupported, ContainerEngineFailed, StoreNoSpace
 from rehost.progress import Progress
 from rehost.replication.manifest import validate
-from rehost.replication.tree import Tree
+from rehost.replication.tree import Tree, printable
 from rehost.source.inventory import Inventory
 
 # Machine names of uname to those of Go, with the variant that the OCI image specification gives them.
@@ -86,8 +88,7 @@ def build_container(
     (directory / RECORD_NAME).unlink(missing_ok=True)  # a record stands beside a whole image alone
     archive_path = directory / ARCHIVE_NAME
     archive_path.unlink(missing_ok=True)
-    if shutil.disk_usage(directory).free < expected + _SPARE_BYTES:
-        raise StoreNoSpace(path=directory)
+    _check_space(directory, table, expected)
 
     notes = Notes()
     try:
@@ -135,6 +136,19 @@ def build_container(
     write_record(image)
     progress(2 * expected, 2 * expected, "loaded")
     return image
+
+
+def _check_space(directory: Path, table: pa.Table, expected: int) -> None:
+    free = shutil.disk_usage(directory).free - _SPARE_BYTES
+    if expected <= free:
+        return
+    # Where it is the holes that do not fit, more space is not the answer: the file is named.
+    largest = table.slice(int(pc.index(table["size"], pc.max(table["size"])).as_py()), 1).to_pylist()[0]
+    hole = largest["size"] - sum(chunk["length"] for chunk in largest["chunks"])
+    if expected - hole <= free:
+        reason = f"/{printable(largest['path'])} has {hole} bytes of holes, which a layer writes out; exclude it"
+        raise BuildUnsupported(what="The container image", reason=reason)
+    raise StoreNoSpace(path=directory)
 
 
 def run_arguments(

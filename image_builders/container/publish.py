@@ -30,7 +30,7 @@ def publish_container(
     """Push the image under the request's reference; the record with the registry's digest, written to image.json too.
 
     The digest is what the registry answers when it is asked for the tag, and equals what the push told. Credentials
-    go to the engine in the body of the one call and are kept nowhere. Raises RegistryDenied, RegistryUnreachable,
+    go to the engine with this one call and are kept nowhere. Raises RegistryDenied, RegistryUnreachable,
     ContainerEngineAway, ContainerEngineFailed.
     """
     if request.registry is None:

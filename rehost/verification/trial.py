@@ -235,7 +235,7 @@ def _for_systemd(cgroup_version: str) -> dict[str, Any]:
 def _remove(client: DockerClient, name: str) -> None:
     """Remove container and network of that name; what cannot be removed now is left to `reap_containers`."""
     _try(name, lambda: client.api.remove_container(name, force=True, v=True))
-    _try(name, lambda: client.api.remove_network(name))  # type: ignore[no-untyped-call]
+    _try(name, lambda: client.api.remove_network(name))
 
 
 def _try(name: str, remove: Callable[[], None]) -> None:
