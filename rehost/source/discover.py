@@ -135,7 +135,7 @@ def _disks_under(device: _Device, devices: Mapping[str, _Device]) -> list[str]:
         if name in seen or name not in devices:
             continue
         seen.add(name)
-        todo += devices[name].below
+        todo = [*devices[name].below, *todo]
         if not devices[name].below:
             found.append(name)
     return found

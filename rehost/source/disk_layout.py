@@ -18,7 +18,7 @@ from rehost.source.system_files import FstabLine, parse_fstab
 
 READ_FILESYSTEMS = ("ext2", "ext3", "ext4")
 _LOCAL = (*READ_FILESYSTEMS, "xfs", "btrfs", "vfat", "auto", "f2fs", "jfs", "reiserfs", "ntfs", "ntfs3", "exfat")
-_ESP_MOUNT_POINTS = ("/boot/efi", "/efi", "/boot")
+_ESP_MOUNT_POINTS = ("/boot/efi", "/efi")
 _ROOT_TELLS = (b"etc/fstab", b"etc/os-release", b"usr/lib/os-release")
 _INIT_TELLS = (b"sbin/init", b"usr/sbin/init", b"usr/lib/systemd/systemd", b"etc/inittab", b"etc/passwd")
 _WHAT_TO_DO = {
@@ -182,14 +182,15 @@ def what_it_is(filesystem: str | None) -> str:
 
 
 def _not_read(point: str, line: FstabLine, found: Found | None) -> NotRead:
-    optional = line.option("noauto") or line.option("nofail")
+    # The disk builder makes an EFI system partition of its own.
+    made_anew = line.filesystem == "vfat" and point in _ESP_MOUNT_POINTS
+    optional = made_anew or line.option("noauto") or line.option("nofail")
     if found is None:
         reason = f"{clean(line.source)[:100]}, which /etc/fstab mounts at {point}, is on none of the disk images"
-        return NotRead(point, reason, optional)
-    # The disk builder makes an EFI system partition of its own.
-    made_anew = found.filesystem == "vfat" and point in _ESP_MOUNT_POINTS[:2]
-    reason = f"{found.shown}, mounted at {point}, {what_it_is(found.filesystem)}, for which disk images have no reader"
-    return NotRead(point, reason, optional or made_anew)
+    else:
+        what = what_it_is(found.filesystem)
+        reason = f"{found.shown}, mounted at {point}, {what}, for which disk images have no reader"
+    return NotRead(point, reason, optional)
 
 
 def _named(source: str, partitions: Sequence[Found]) -> Found | None:
