@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import tracemalloc
+import zlib
+from collections.abc import Callable
 
+import pytest
+import zstandard
+
+from rehost.agent import protocol
 from rehost.errors import SourceAgentFailed, SourceProtocol, SourceUnreachable
+from rehost.source.channel import _unpacked
 from rehost.source.session import FileRequest
 from tests.support.wire import lying_agent, volume
 
@@ -161,3 +168,16 @@ def test_a_lie_in_a_row_is_seen(lie: str) -> None:
 def test_another_number_of_rows_is_seen() -> None:
     with pytest.raises(SourceProtocol):
         _scan("frame(ROWS, pack(rows([b'a']))); end(2)")
+
+
+@pytest.mark.parametrize("compress", [zlib.compress, zstandard.ZstdCompressor(write_content_size=False).compress])
+def test_a_bomb_takes_no_memory(compress: Callable[[bytes], bytes]) -> None:
+    packed = memoryview(compress(bytes(1 << 26)))
+    codec = protocol.ZLIB if compress is zlib.compress else protocol.ZSTD
+    tracemalloc.start()
+    try:
+        with pytest.raises((ValueError, zstandard.ZstdError)):
+            _unpacked(codec, packed, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
