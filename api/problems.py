@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
+from starlette.routing import compile_path
 
 from rehost.catalog.faults import Fault, faults_of, raise_faults
 from rehost.errors import (
@@ -92,8 +93,8 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         answer = problem(_of_status(error.status_code, request), request.url.path)
-        for name, value in (error.headers or {}).items():
-            answer.headers[name] = value  # Allow, with 405
+        if error.status_code == 405:
+            answer.headers["Allow"] = ", ".join(_allowed(app, request.url.path))
         return answer
 
     async def on_unexpected(request: Request, error: Exception) -> Response:
@@ -123,6 +124,17 @@ def _invalid(error: RequestValidationError) -> RehostError:
     except RehostError as told:
         return told
     return InvalidParameter("The request is not valid.")
+
+
+def _allowed(app: FastAPI, path: str) -> list[str]:
+    """The methods of a path. Starlette's own answer names those of the first route alone."""
+    templates = app.openapi()["paths"]
+    return sorted(
+        method.upper()
+        for template, operations in templates.items()
+        if compile_path(template)[0].match(path)
+        for method in operations
+    )
 
 
 def _of_status(status: int, request: Request) -> RehostError:

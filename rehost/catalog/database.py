@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, select
+from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -36,15 +36,23 @@ class Database:
         self._writing = self._engine.execution_options(rehost_writes=True)
 
     def _check_version(self) -> None:
-        writing = self._engine.execution_options(rehost_writes=True)
-        with writing.begin() as connection:
-            # In one transaction, so that two processes that open an empty database make one set of tables.
+        with self._engine.connect() as connection:
+            present = inspect(connection).has_table(SchemaRow.__tablename__)
+            found = connection.scalar(select(SchemaRow.version)) if present else None
+        if found is None:
+            found = self._make_tables()
+        if found != SCHEMA_VERSION:
+            raise CatalogVersionMismatch(found=found, wanted=SCHEMA_VERSION)
+
+    def _make_tables(self) -> int:
+        # In one transaction, so that two processes that open an empty database make one set of tables.
+        with self._engine.execution_options(rehost_writes=True).begin() as connection:
             Base.metadata.create_all(connection)
             found = connection.scalar(select(SchemaRow.version))
-            if found is None:
-                connection.execute(SchemaRow.__table__.insert().values(version=SCHEMA_VERSION))  # type: ignore[attr-defined]
-            elif found != SCHEMA_VERSION:
-                raise CatalogVersionMismatch(found=found, wanted=SCHEMA_VERSION)
+            if found is not None:
+                return int(found)
+            connection.execute(insert(SchemaRow).values(version=SCHEMA_VERSION))
+            return SCHEMA_VERSION
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:

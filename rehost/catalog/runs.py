@@ -336,15 +336,20 @@ _RUNNING = (JobStatus.RUNNING,)
 def _missing(session: Session, run_id: str, spec: JobSpec) -> list[str]:
     """What was asked for and is not there."""
     missing: list[str] = []
-    images = list(session.scalars(select(ImageRow).where(ImageRow.run_id == run_id)))
     for kind, target in (("disk", spec.targets.image), ("container", spec.targets.container_image)):
-        of_kind = [image for image in images if image.kind == kind]
         if target is None:
             continue
-        if not of_kind:
+        # The newest one: a stage that is tried again may have left an earlier one behind.
+        newest = session.scalars(
+            select(ImageRow)
+            .where(ImageRow.run_id == run_id, ImageRow.kind == kind)
+            .order_by(ImageRow.created_at.desc())
+            .limit(1)
+        ).first()
+        if newest is None:
             missing.append(f"a {kind} image")
-        if spec.verification.enabled:
-            missing += [f"a passed verification of {image.id}" for image in of_kind if not _verified(session, image.id)]
+        elif spec.verification.enabled and not _verified(session, newest.id):
+            missing.append(f"a passed verification of {newest.id}")
     return missing
 
 
