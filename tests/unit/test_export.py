@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -124,21 +125,17 @@ def test_edits_are_restored(tmp_path: Path) -> None:
 
 
 def test_deeper_trees_than_descriptors_may_be_open_are_restored(tmp_path: Path) -> None:
-    parts = [b"d"] * 2_000
-    entries = [
-        Entry(b"/".join(parts[:depth]), DIR, uid=os.geteuid(), gid=os.getegid()) for depth in range(1, len(parts) + 1)
-    ]
-    target = tmp_path / "target"
+    depth = 300
+    paths = [b"/".join([b"d"] * level) for level in range(1, depth + 1)]
+    entries = [Entry(path, DIR, uid=os.geteuid(), gid=os.getegid(), mtime_ns=5) for path in paths]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Store.open(tmp_path / "store") as store:
-        assert export_tree(tree_of(store, *entries), target).entries == len(parts) + 1
-    depth = 0
-    at = os.open(target, os.O_RDONLY)
-    while names := os.listdir(at):
-        below = os.open(names[0], os.O_RDONLY, dir_fd=at)
-        os.close(at)
-        at, depth = below, depth + 1
-    os.close(at)
-    assert depth == len(parts)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (depth - 50, hard))
+        try:
+            export_tree(tree_of(store, *entries), tmp_path / "target")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert all(os.stat(bytes(tmp_path / "target") + b"/" + path).st_mtime_ns == 5 for path in paths)
 
 
 @pytest.mark.root
