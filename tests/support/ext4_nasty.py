@@ -25,9 +25,14 @@ def nasty_table(*, flags: bool = True) -> tuple[pa.Table, Chunks]:
     """The table and its content. `flags`: with immutable and append-only ones."""
     chunks = Chunks()
     noise = bytes(range(256)) * 8192
-    times = {"atime_ns": 1_600_000_000 * NS + 1, "mtime_ns": 1_600_000_001 * NS + 2, "ctime_ns": 1_600_000_002 * NS + 3}
     made: list[Entry] = [
-        Entry(b"", 0o40755, **times),
+        Entry(
+            b"",
+            0o40755,
+            atime_ns=1_600_000_000 * NS + 1,
+            mtime_ns=1_600_000_001 * NS + 2,
+            ctime_ns=1_600_000_002 * NS + 3,
+        ),
         Entry(b"a", 0o40755),
         Entry(b"a-b", 0o100644),  # sorts between a and a/b
         Entry(b"a/b", 0o40755),

@@ -43,19 +43,8 @@ class DirectoryPlan:
     positions: Numbers
     record_lengths: Numbers
     index_words: dict[int, Words]  # block: the words of an index block after its header
+    padding: Numbers  # blocks without an entry: those that lost+found has in reserve
     blocks: int
-
-    @property
-    def padding(self) -> Numbers:
-        """The blocks that hold no entry: those that lost+found has in reserve."""
-        lost = np.flatnonzero((self.block_counts > 1) & (self.indexed == 0))
-        return np.concatenate(
-            [
-                np.arange(self.first_blocks[i] + 1, self.first_blocks[i] + self.block_counts[i], dtype=np.int64)
-                for i in lost
-            ]
-            or [np.zeros(0, np.int64)]
-        )
 
 
 def most_directory_blocks(entries: Entries) -> int:
@@ -138,8 +127,15 @@ def plan_directories(entries: Entries, seed: bytes) -> DirectoryPlan:
         positions=positions,
         record_lengths=record_lengths,
         index_words=index_words,
+        padding=_padding(first_blocks, counts, indexed),
         blocks=int(counts.sum()),
     )
+
+
+def _padding(first_blocks: Numbers, counts: Numbers, indexed: Numbers) -> Numbers:
+    spare = np.where(indexed > 0, 0, counts - 1)
+    lost = np.repeat(np.arange(len(counts)), spare)
+    return first_blocks[lost] + 1 + np.arange(len(lost)) - before(spare)[lost]
 
 
 def _leaves(ends: Numbers, at: int, end: int) -> Numbers:
@@ -203,8 +199,7 @@ def directory_slab(entries: Entries, plan: DirectoryPlan, first: int, count: int
     slab[at + 8] = ord(".")
     slab[at + 20] = slab[at + 21] = ord(".")
 
-    padding = plan.padding
-    padding = padding[(padding >= first) & (padding < first + count)]
+    padding = plan.padding[(plan.padding >= first) & (plan.padding < first + count)]
     words[(padding - first) * (BLOCK // 4) + 1] = BLOCK
     roots = set(plan.first_blocks[low:high].tolist())
     for block, content in _within(plan.index_words, first, first + count):

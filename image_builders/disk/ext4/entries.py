@@ -79,6 +79,10 @@ def entries_of(files: pa.Table) -> Entries:
     for name in FILES_SCHEMA.names:
         if name not in ("link_group", "target") and files[name].null_count:
             raise BuildUnsupported(what="a files table", reason=f"the column {name} has nulls")
+    try:
+        files = files.select(FILES_SCHEMA.names).cast(FILES_SCHEMA)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise BuildUnsupported(what="a files table", reason=str(error)) from error
     files = _with_lost_found(files)
     path_array = single(files["path"].cast(pa.large_binary()))
     paths = byte_column(path_array)
@@ -158,8 +162,7 @@ def _with_lost_found(files: pa.Table) -> pa.Table:
         return files
     times = {name: files[name][0].as_py() for name in ("atime_ns", "mtime_ns", "ctime_ns")}
     added = table_of([Entry(LOST_FOUND, stat.S_IFDIR | 0o700, **times)])
-    files = files.select(FILES_SCHEMA.names)
-    return pa.concat_tables([files.slice(0, low).cast(FILES_SCHEMA), added, files.slice(low).cast(FILES_SCHEMA)])
+    return pa.concat_tables([files.slice(0, low), added, files.slice(low)])
 
 
 def _split(paths: ByteColumn) -> tuple[Numbers, Numbers]:
