@@ -129,18 +129,18 @@ def _supervisor(scripts: list[str], programs: list[str]) -> str:
         [
             "#!/bin/sh",
             "# Made by Rehost: starts what listened on the server, and stops it with the container.",
-            "children=",
+            "children= nap=",
             "end() {",
             "    trap - TERM INT",
             *stop,
-            '    [ -z "$children" ] || kill $children 2>/dev/null',
+            "    kill $children $nap 2>/dev/null",
             "    wait",
             "    exit 0",
             "}",
             "trap end TERM INT",
             *start,
             # A sleep in the background, because a trap runs only once the command in the foreground has ended.
-            "while :; do sleep 3600 & wait $!; done",
+            "while :; do sleep 3600 & nap=$!; wait $nap; done",
             "",
         ]
     )

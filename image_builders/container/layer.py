@@ -44,7 +44,7 @@ class Notes:
     entries: int = 0
     content_bytes: int = 0  # of files, holes included, hard links once
     warnings: list[str] = field(default_factory=list)
-    not_carried: int = 0  # attributes that a layer cannot hold
+    not_carried: int = 0  # attributes that a layer or an engine loses
 
     def warn(self, text: str) -> None:
         """Keep the first few; `not_carried` counts all."""
@@ -229,6 +229,9 @@ def _xattrs(entry: Entry, notes: Notes) -> Iterator[tuple[bytes, bytes]]:
         if room < 0 or b"=" in key or b"\0" in key or entry.is_symlink:
             notes.warn(f"/{printable(entry.path)}: the attribute {printable(key[:64])} cannot be carried by a layer.")
             continue
+        if not value:
+            # Written all the same: the record is right, but Go reads an empty one as none (archive/tar, mergePAX).
+            notes.warn(f"/{printable(entry.path)}: engines do not set the empty attribute {printable(key[:64])}.")
         yield b"SCHILY.xattr." + key, value
 
 

@@ -15,7 +15,7 @@ from rehost.errors import ContainerCheckFailed, ContainerEngineFailed, Container
 from rehost.source.inventory import Inventory
 from rehost.verification.console import cleaned
 from rehost.verification.report import Check, Evidence, Failure, Status, VerificationReport, write_report
-from rehost.verification.trial import ContainerFacts, Listening, Trial, started
+from rehost.verification.trial import ContainerFacts, Listening, Trial, on_trial
 
 T = TypeVar("T")
 
@@ -76,9 +76,10 @@ def verify_container(
     script_output: str | None = None
     lifetime = timeout_seconds + (script_timeout_seconds if script else 0) + _SPARE_SECONDS
     with engine("run the container") as client:
-        with started(client, image, inventory.hostname, lifetime) as trial:
+        with on_trial(client, image, inventory.hostname, lifetime) as trial:
             try:
                 checks.begun = time.monotonic()
+                trial.start()
                 _wait_until_up(client, trial, image, inventory, checks, timeout_seconds)
                 if not checks.faults:
                     boot_seconds = checks.seconds

@@ -23,7 +23,7 @@ from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 from docker.types import LogConfig
 
-from rehost.engine import SYSTEMD_SLICE, SYSTEMD_TMPFS, engine, systemd_volumes
+from rehost.engine import SYSTEMD_SLICE, SYSTEMD_TMPFS, engine, reason_of, systemd_volumes
 from rehost.errors import ContainerEngineFailed, ContainerExitedEarly
 from rehost.verification.console import cleaned
 
@@ -75,11 +75,22 @@ class Listening:
 
 
 class Trial:
-    """A container under way, as `started` gives it."""
+    """A container, as `on_trial` gives it."""
 
     def __init__(self, client: DockerClient, container: Container) -> None:
         self._client = client
         self._container = container
+
+    def start(self) -> None:
+        """Start it. Raises ContainerExitedEarly where its command cannot be run."""
+        try:
+            self._container.start()
+        except APIError as error:
+            self._container.reload()
+            status = self._container.attrs["State"].get("ExitCode")
+            if status not in (126, 127):  # as shells have it: cannot be run, not found
+                raise
+            raise ContainerExitedEarly(status=status, evidence=reason_of(error)) from error
 
     def check_alive(self) -> None:
         """Raises ContainerExitedEarly, with its last words, where it has ended."""
@@ -190,8 +201,8 @@ def _is_loopback6(address: str) -> bool:
 
 
 @contextlib.contextmanager
-def started(client: DockerClient, image: ContainerFacts, hostname: str, lifetime_seconds: float) -> Iterator[Trial]:
-    """The image as a running container; it and its network are removed whatever happens.
+def on_trial(client: DockerClient, image: ContainerFacts, hostname: str, lifetime_seconds: float) -> Iterator[Trial]:
+    """The image as a container that waits for its start; it and its network are removed whatever happens.
 
     After `lifetime_seconds` `reap_containers` may take it for forgotten.
     """
@@ -215,7 +226,6 @@ def started(client: DockerClient, image: ContainerFacts, hostname: str, lifetime
             log_config=LogConfig(type=LogConfig.types.JSON, config={"max-size": _LOG_SIZE, "max-file": "1"}),
             **(_for_systemd(str(info.get("CgroupVersion", "1"))) if image.systemd else {}),
         )
-        container.start()
         yield Trial(client, container)
     finally:
         _remove(client, name)
