@@ -77,7 +77,7 @@ def read_filesystem(
 
     Without `content`, digests and data are left empty. Raises SourceImageDamaged where anything does not fit.
     """
-    found: dict[bytes, Judged] = {}
+    found: dict[bytes, tuple[int, Judged]] = {}
     by_inode: dict[int, tuple[str, tuple[tuple[int, int], ...]]] = {}
     with Ext4Image(path, offset, length) as image:
         for name, inode in image.walk():
@@ -89,14 +89,13 @@ def read_filesystem(
                     _extend(ranges, at, len(piece))
                 by_inode[inode.number] = (digest.close(), tuple(ranges))
             told = by_inode.get(inode.number, ("", ()))
-            # The inode number is needed until the links are known.
-            found[name] = Judged(_plain(entry, ino=entry.ino), told[0], None, told[1])
+            found[name] = inode.number, Judged(_plain(entry), told[0], None, told[1])
     return _link(found)
 
 
 def entries_of_table(files: pa.Table, chunks: ChunkReader) -> dict[bytes, Judged]:
     """The same of a manifest's files table."""
-    found: dict[bytes, Judged] = {}
+    found: dict[bytes, tuple[int, Judged]] = {}
     groups: dict[int, int] = {}
     for number, row in enumerate(files.to_pylist(), 1):
         entry = entry_of(row)
@@ -108,15 +107,14 @@ def entries_of_table(files: pa.Table, chunks: ChunkReader) -> dict[bytes, Judged
             assert len(piece) == chunk.length
             digest.add(chunk.offset, piece)
             _extend(ranges, chunk.offset, chunk.length)
-        found[entry.path] = Judged(
-            _plain(entry, ino=inode), digest.close() if entry.is_file else "", None, tuple(ranges)
-        )
+        told = Judged(_plain(entry), digest.close() if entry.is_file else "", None, tuple(ranges))
+        found[entry.path] = inode, told
     return _link(found)
 
 
 def read_mounted(root: Path) -> dict[bytes, Judged]:
     """The same of a mounted tree, as the kernel shows it (needs root for all attributes)."""
-    found: dict[bytes, Judged] = {}
+    found: dict[bytes, tuple[int, Judged]] = {}
     base = os.fsencode(root)
     todo = [b""]
     while todo:
@@ -124,8 +122,8 @@ def read_mounted(root: Path) -> dict[bytes, Judged]:
         path = base + b"/" + name if name else base
         facts = os.lstat(path)
         if stat.S_ISDIR(facts.st_mode):
-            todo += [name + b"/" + child if name else child for child in sorted(os.listdir(path))]  # noqa: PTH208
-        found[name] = _mounted(name, path, facts)
+            todo += [name + b"/" + child if name else child for child in sorted(os.listdir(path))]
+        found[name] = facts.st_ino, _mounted(name, path, facts)
     return _link(found)
 
 
@@ -154,9 +152,8 @@ def _mounted(name: bytes, path: bytes, facts: os.stat_result) -> Judged:
         rdev_major=os.major(device),
         rdev_minor=os.minor(device),
         flags=flags,
-        target=os.readlink(path) if kind == stat.S_IFLNK else None,  # noqa: PTH115
+        target=os.readlink(path) if kind == stat.S_IFLNK else None,
         xattrs=tuple((os.fsencode(a), os.getxattr(path, a, follow_symlinks=False)) for a in attributes),
-        ino=facts.st_ino,
     )
     return Judged(entry, digest.close() if kind == stat.S_IFREG else "", None, tuple(ranges))
 
@@ -189,26 +186,33 @@ def _extend(ranges: list[tuple[int, int]], at: int, length: int) -> None:
         ranges.append((at, length))
 
 
-def _plain(entry: Entry, ino: int) -> Entry:
-    return replace(
-        entry, chunks=(), dev=0, volume=0, ctime_ns=0, link_group=None, ino=ino, xattrs=tuple(sorted(entry.xattrs))
+def _plain(entry: Entry) -> Entry:
+    return Entry(
+        path=entry.path,
+        mode=entry.mode,
+        uid=entry.uid,
+        gid=entry.gid,
+        size=entry.size,
+        atime_ns=entry.atime_ns,
+        mtime_ns=entry.mtime_ns,
+        rdev_major=entry.rdev_major,
+        rdev_minor=entry.rdev_minor,
+        flags=entry.flags,
+        target=entry.target,
+        xattrs=tuple(sorted(entry.xattrs)),
     )
 
 
-def _link(found: dict[bytes, Judged]) -> dict[bytes, Judged]:
-    """Name the first path of each inode with several names, then forget the inode numbers."""
-    counts = Counter(judged.entry.ino for judged in found.values())
+def _link(found: dict[bytes, tuple[int, Judged]]) -> dict[bytes, Judged]:
+    """Name the first path of each inode with several names; the inode numbers are forgotten."""
+    counts = Counter(number for number, _ in found.values())
     first: dict[int, bytes] = {}
     linked: dict[bytes, Judged] = {}
     for path in sorted(found):
-        judged = found[path]
-        number = judged.entry.ino
-        linked[path] = Judged(
-            replace(judged.entry, ino=0),
-            judged.digest,
-            first.setdefault(number, path) if counts[number] > 1 else None,
-            judged.data,
-        )
+        number, judged = found[path]
+        if counts[number] > 1:
+            judged = replace(judged, linked_to=first.setdefault(number, path))
+        linked[path] = judged
     return linked
 
 

@@ -263,12 +263,12 @@ def test_odd_mount_points_are_understood(tmp_path: Path, monkeypatch: pytest.Mon
         rb"31 30 8:2 / /with\040space\011and\134slash rw - xfs /dev/sda2 rw",
         rb"32 30 0:5 / /proc rw - proc proc rw",
         rb"33 30 0:50 / /net rw - nfs4 server:/x rw",
-        "34 30 8:3 / /caf\u00e9 rw master:2 propagate_from:3 - ext4 /dev/sda3 rw".encode(),
+        "34 30 8:3 / /\u00fcber rw master:2 propagate_from:3 - ext4 /dev/sda3 rw".encode(),
         b"a broken line",
     ]
     monkeypatch.setattr(inventory_disks, "read_bytes", lambda root, path, limit: b"\n".join(lines))
     found = inventory_disks.mounts(b"/")
-    assert [mount["mount_point"] for mount in found] == ["/", "/with space\tand\\slash", "/caf\u00e9"]
+    assert [mount["mount_point"] for mount in found] == ["/", "/with space\tand\\slash", "/\u00fcber"]
 
 
 @pytest.mark.parametrize(
