@@ -25,7 +25,7 @@ from rehost.replication.tree import Tree
 
 _PIECE_BYTES = 1 << 20
 _PACKED_BYTES_MOST = 1 << 30
-_UNPACKED_BYTES_MOST = 2 << 30
+_UNPACKED_BYTES_MOST = 1 << 30  # the largest that distributions make, for every driver, unpack to half of it
 _ENTRIES_MOST = 200_000
 _NAME_BYTES_MOST = 4096
 _STEP_BYTES = 2048  # fed to a decompressor at once: 45 MB out of it at the worst (bzip2), so a bomb is seen early
@@ -138,7 +138,7 @@ class _Stream:
         self._pieces = iter(pieces)
         self._held = bytearray()
         self._at = 0
-        self._left = most
+        self.left = most
 
     def _fill(self, count: int) -> None:
         if self._at > _PIECE_BYTES:
@@ -148,8 +148,8 @@ class _Stream:
             piece = next(self._pieces, None)
             if piece is None:
                 return
-            self._left -= len(piece)
-            if self._left < 0:
+            self.left -= len(piece)
+            if self.left < 0:
                 raise InitramfsUnreadable("it unpacks to more than any initramfs has")
             self._held += piece
 
@@ -167,7 +167,10 @@ class _Stream:
     def skip(self, count: int) -> None:
         while count > 0:
             step = min(count, _PIECE_BYTES)
-            self.take(step)
+            self._fill(step)
+            if len(self._held) - self._at < step:
+                raise InitramfsUnreadable("it ends early")
+            self._at += step
             count -= step
 
     def skip_zeros(self) -> bool:
@@ -190,15 +193,15 @@ class _Stream:
         self._held[self._at : self._at] = data
 
 
-def modules_in(pieces: Iterable[bytes]) -> frozenset[str]:
+def modules_in(pieces: Iterable[bytes], unpacked_most: int = _UNPACKED_BYTES_MOST) -> frozenset[str]:
     """The names of the kernel modules in an initramfs, with underscores for dashes.
 
-    Raises InitramfsUnreadable.
+    At most `unpacked_most` bytes are unpacked. Raises InitramfsUnreadable.
     """
     found: set[str] = set()
     entries = 0
     stream = _Stream(pieces, _PACKED_BYTES_MOST)
-    left = _UNPACKED_BYTES_MOST
+    left = unpacked_most
     while stream.skip_zeros():
         magic = stream.peek(6)
         if magic in (b"070701", b"070702"):
@@ -210,14 +213,13 @@ def modules_in(pieces: Iterable[bytes]) -> frozenset[str]:
                 break  # noise after the last archive; the kernel complains and goes on, too
             raise InitramfsUnreadable(f"its first bytes are {magic.hex()}")
         inner = _Stream(_decompressed(stream, decompressor()), left)
-        if not inner.skip_zeros():
-            continue
-        while inner.peek(6) in (b"070701", b"070702"):
+        while inner.skip_zeros() and inner.peek(6) in (b"070701", b"070702"):
             entries = _read_archive(inner, found, entries)
-            if decompressor is _Lz4Legacy or not inner.skip_zeros():
+            if decompressor is _Lz4Legacy:
                 break
-        for piece in inner.rest():
-            left -= len(piece)
+        for _ in inner.rest():
+            pass
+        left = inner.left
     if not entries:
         raise InitramfsUnreadable("there is no archive in it")
     return frozenset(found)
