@@ -15,7 +15,7 @@ import pytest
 
 from image_builders.disk.ext4 import needed_bytes
 from rehost.replication.manifest import Entry, table_of
-from tests.support.ext4_images import Chunks, assert_clean, assert_holds, whole_blocks, write_image
+from tests.support.ext4_images import Chunks, assert_clean, assert_holds, straddling_names, whole_blocks, write_image
 from tests.support.ext4_judge import differences, entries_of_table, read_mounted
 from tests.support.ext4_nasty import nasty_table
 
@@ -83,6 +83,15 @@ def test_the_kernel_finds_adds_and_removes_names_in_hashed_directories(tmp_path:
         left = {*names, *odd} - {*names[:14_000], *odd[:1_000]} | {b"new \xf0 %d" % n for n in range(20_000)}
         assert set(os.listdir(folder)) == left
     assert_clean(image)
+
+
+def test_the_kernel_finds_names_of_one_hash_in_two_leaves(tmp_path: Path) -> None:
+    names, one, two = straddling_names()
+    entries = [ROOT, Entry(b"d", 0o40755), *(Entry(b"d/" + name, 0o100644) for name in names)]
+    image = write_image(tmp_path / "image", 64 * MIB, table_of(entries), Chunks())
+    with mounted(image, "ro") as (point, _):
+        for name in (one, two, *names):
+            os.lstat(os.fsencode(point / "d") + b"/" + name)
 
 
 def test_a_directory_whose_index_has_two_levels_takes_new_names(tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from image_builders.disk.ext4 import write_ext4
+from image_builders.disk.ext4.htree import hash_names
+from image_builders.disk.ext4.superblock import identity_of
 from rehost.progress import silent
 from rehost.replication.manifest import CHUNK_BYTES, Chunk, Entry
 from tests.support.ext4_judge import Judged, differences, entries_of_table, read_filesystem
@@ -95,3 +98,21 @@ def assert_holds(path: Path, files: pa.Table, chunks: Chunks) -> None:
     found = whole_blocks(read_filesystem(path))
     made = () if b"lost+found" in expected else (b"lost+found",)
     assert differences(expected, found, ignore=made) == []
+
+
+def straddling_names() -> tuple[list[bytes], bytes, bytes]:
+    """Names of one directory of IMAGE_UUID's filesystem, two of which have one hash and lie in two leaves.
+
+    Names of 8 bytes make records of 16, so a leaf (filled to seven eighths) has 224: with 223 smaller hashes, the
+    first one of the pair is the last of its leaf.
+    """
+    count = 400_000
+    names = [b"%08x" % number for number in range(count)]
+    starts = np.arange(count, dtype=np.int64) * 8
+    data = np.frombuffer(b"".join(names), np.uint8)
+    hashes, minors = hash_names(data, starts, np.full(count, 8, np.int64), identity_of(IMAGE_UUID, b"", 0).hash_seed)
+    order = np.lexsort((minors, hashes))
+    same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    at = int(same[(same > 1_000) & (same < count - 1_000)][0])
+    chosen = [*order[at - 223 : at], *order[at : at + 300]]
+    return [names[number] for number in chosen], names[order[at]], names[order[at + 1]]

@@ -17,10 +17,19 @@ from hypothesis import strategies as st
 
 from image_builders.disk.ext4 import needed_bytes, write_ext4
 from image_builders.disk.ext4.htree import hash_names
+from image_builders.disk.ext4.superblock import identity_of
 from rehost.errors import BuildDiskTooSmall, BuildUnsupported
 from rehost.progress import silent
 from rehost.replication.manifest import FILES_SCHEMA, Chunk, Entry, table_of
-from tests.support.ext4_images import BLOCK, IMAGE_UUID, Chunks, assert_clean, assert_holds, write_image
+from tests.support.ext4_images import (
+    BLOCK,
+    IMAGE_UUID,
+    Chunks,
+    assert_clean,
+    assert_holds,
+    straddling_names,
+    write_image,
+)
 from tests.support.ext4_nasty import nasty_table
 
 MIB = 1 << 20
@@ -213,6 +222,20 @@ def test_names_are_hashed_as_debugfs_hashes_them() -> None:
     major, minor = hash_names(data, np.cumsum(lengths) - lengths, lengths, seed.bytes)
     assert len(theirs) == len(names)
     assert list(zip(major.tolist(), minor.tolist(), strict=True)) == theirs
+
+
+def test_a_hash_that_lies_in_two_leaves_is_marked(tmp_path: Path) -> None:
+    names, one, two = straddling_names()
+    entries = [ROOT, Entry(b"d", 0o40755), *(Entry(b"d/" + name, 0o100644) for name in names)]
+    image = write_image(tmp_path / "image", 64 * MIB, table_of(entries), Chunks())
+    assert_clean(image)
+    shown = subprocess.run(["debugfs", "-R", "htree_dump /d", image], capture_output=True, text=True, check=True).stdout
+    keys = [int(key, 16) for key in re.findall(r"^Entry #\d+: Hash 0x([0-9a-f]+)", shown, re.MULTILINE)]
+    data = np.frombuffer(one + two, np.uint8)
+    eight = np.full(2, 8, np.int64)
+    (first, second), _ = hash_names(data, np.asarray([0, 8]), eight, identity_of(IMAGE_UUID, b"", 0).hash_seed)
+    assert first == second
+    assert [key for key in keys if key & 1] == [first | 1]
 
 
 def test_a_hundred_thousand_names_in_one_directory(tmp_path: Path) -> None:
