@@ -281,16 +281,38 @@ class Scan:
 
 
 def mount_points(root: bytes) -> Set[bytes]:
-    """What is mounted below the root, as paths relative to it. Empty where there is no mountinfo."""
+    """What is mounted below the root, as paths relative to it. Empty where there is no mountinfo.
+
+    A directory that is bind-mounted onto itself (as Docker and chroots do, to change how mounts spread) shows what is
+    there anyway, and is nobody else's volume: it is not among them. The fields are those of proc(5).
+    """
     try:
         with open("/proc/self/mountinfo", "rb") as stream:
             lines = stream.read().splitlines()
     except OSError:
         return set()
     prefix = root.rstrip(b"/") + b"/"
-    # The kernel writes space, tab, newline and backslash as octal escapes.
-    points = (re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m.group(1), 8)]), line.split(b" ")[4]) for line in lines)
-    return {point[len(prefix) :] for point in points if point.startswith(prefix) and point != prefix}
+    mounts: Dict[bytes, Tuple[bytes, bytes, bytes]] = {}
+    found = set()
+    for line in lines:
+        number, parent, device, top, point = line.split(b" ")[:5]
+        top, point = _unescaped(top), _unescaped(point)
+        mounts[number] = (device, top, point)
+        if point.startswith(prefix) and point != prefix and not _onto_itself(mounts.get(parent), mounts[number]):
+            found.add(point[len(prefix) :])
+    return found
+
+
+def _onto_itself(parent: Optional[Tuple[bytes, bytes, bytes]], mount: Tuple[bytes, bytes, bytes]) -> bool:
+    if parent is None or parent[0] != mount[0]:
+        return False
+    below = mount[2][len(parent[2].rstrip(b"/")) :]
+    return mount[2].startswith(parent[2]) and parent[1].rstrip(b"/") + below == mount[1]
+
+
+def _unescaped(path: bytes) -> bytes:
+    """The kernel writes space, tab, newline and backslash as octal escapes."""
+    return re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m.group(1), 8)]), path)
 
 
 def _names(fd: int) -> Iterator[bytes]:

@@ -319,17 +319,19 @@ def test_what_is_mounted_below_is_left_out_or_comes_as_a_volume(sshd: Sshd, tmp_
 
 @pytest.fixture
 def mounts(tmp_path: Path) -> Iterator[Path]:
-    """A tree with a tmpfs in it, a bind mount of a part of itself, and a tmpfs below the first one."""
+    """A tree with a tmpfs in it, a bind mount of a part of itself, one onto itself, and another tmpfs."""
     tree = tmp_path / "tree"
-    for name in ("etc", "data", "twin", "run"):
+    for name in ("etc", "data", "twin", "run", "self"):
         (tree / name).mkdir(parents=True)
     (tree / "etc" / "file").write_text("file")
+    (tree / "self" / "file").write_text("file")
     made = []
     try:
         for source, target, options in (
             ("tmpfs", tree / "data", ["-t", "tmpfs"]),
             (str(tree / "etc"), tree / "twin", ["--bind"]),
             ("tmpfs", tree / "run", ["-t", "tmpfs"]),
+            (str(tree / "self"), tree / "self", ["--bind"]),
         ):
             if subprocess.run(["mount", *options, source, str(target)]).returncode:
                 pytest.skip("this machine does not let us mount")
@@ -351,7 +353,7 @@ def test_mounts_are_left_out_or_taken_as_volumes(mounts: Path) -> None:
         assert len({row["path"] for row in rows}) == len(rows)
         return {row["path"]: row["volume"] for row in rows}
 
-    bare = {b"": 0, b"etc": 0, b"etc/file": 0, b"data": 0, b"twin": 0, b"run": 0}
+    bare = {b"": 0, b"etc": 0, b"etc/file": 0, b"data": 0, b"twin": 0, b"run": 0, b"self": 0, b"self/file": 0}
     assert scanned("/") == bare
     assert scanned("/", "/data") == bare | {b"data": 1, b"data/row": 1}
     # A volume below a mount that is left out brings the directories on its way.
