@@ -10,6 +10,7 @@ from rehost.needs import Purpose, unmet
 from rehost.replication.store import Store
 from rehost.settings import settings
 from rehost.source.connect import open_session
+from rehost.verification.container import reap_containers
 from tasks.retries import STAGE
 from tasks.run_pass import Pass, catalog, reap_workspaces
 
@@ -30,8 +31,10 @@ def preflight(this: Pass) -> None:
     lacking = unmet(wanted, settings())
     if lacking:
         raise NeedsUnmet(lacking="; ".join(f"{need.name} ({answer.found}): {need.remedy}" for need, answer in lacking))
+    if this.job.targets.container_image:
+        reap_containers()
     with Store.open(settings().store_path):
-        pass
+        pass  # it recovers what a dead process left half written
     try:
         with open_session(this.source.connection) as session:
             inventory = session.inventory()
