@@ -608,13 +608,6 @@ class RegistryDenied(BuildError):
     remedy = "Check the credentials and the rights on this repository, then start the job again."
 
 
-class RegistryCredentialsMissing(BuildError):
-    """The login of the registry was not found: {reason}."""
-
-    code = "Registry.CredentialsMissing"
-    remedy = "Give the worker the variable or the file that the job names, then start the job again."
-
-
 class RegistryUnreachable(BuildError):
     """The registry of {reference} does not answer: {reason}."""
 

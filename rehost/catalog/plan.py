@@ -110,7 +110,7 @@ def _disks(spec: JobSpec, inventory: Inventory) -> Iterator[PlannedDisk]:
         yield PlannedDisk(
             index=disk.index,
             role="system" if disk.index == 0 else "data",
-            include=data[disk.index].include if disk.index in data else True,
+            include=disk.index == 0,
             source_bytes=disk.size_bytes,
             target_bytes=asked.size_gib * GIB if asked and asked.size_gib else None,
             partitions=tuple(
@@ -136,5 +136,8 @@ def _warnings(spec: JobSpec, source: Source) -> Iterator[str]:
         yield "No kernel is known on the source; a disk image needs one under /boot."
     for kind in sorted({layer.kind for layer in inventory.layers}):
         yield f"The source uses {kind}; the image has the files of those volumes."
+    for disk in inventory.disks:
+        if disk.index != 0 and spec.targets.image is not None:
+            yield f"Data disk {disk.index} ({disk.path}) is copied to the store, but is in no disk image."
     if inventory.failed_units:
         yield f"Units that fail on the source: {', '.join(inventory.failed_units)}. They may fail in the image too."

@@ -68,6 +68,8 @@ def _disks(spec: JobSpec, inventory: Inventory) -> Iterator[Fault]:
             facts = {"index": data.index, "reason": reason}
             yield Fault(f"{at}/index", reason, "DataDiskIndex.Invalid", facts)
             continue
+        if data.include:
+            yield Fault(f"{at}/include", "data disks are not built by this version; leave it out with `include: false`")
         used = used_bytes(disk)
         yield from _disk(at, data.index, disk, used, data.size_gib, data.partitions, asked.block_replication)
 

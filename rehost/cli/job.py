@@ -174,11 +174,12 @@ def _plan(client: Client, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(plan)
         return 0
+    firmware = {"both": "BIOS and UEFI", "bios": "BIOS", "uefi": "UEFI"}.get(plan["boot_mode"])
     print_facts(
         [
             ("source", f"{plan['source_id']} ({plan['hostname']}, {plan['os']})"),
             ("region", plan["region_id"]),
-            ("disk image", f"{', '.join(plan['formats'])}, boots by {plan['boot_mode']}" if plan["formats"] else None),
+            ("disk image", f"{', '.join(plan['formats'])}, boots by {firmware}" if plan["formats"] else None),
             ("container", plan["container_reference"]),
             ("to read", size(plan["bytes_to_read"])),
             *((v["mount_point"], f"{v['filesystem']}, {size(v['used_bytes'])}") for v in plan["volumes"]),

@@ -128,12 +128,12 @@ def _print(source: Json, arguments: argparse.Namespace) -> None:
             ("architecture", inventory.get("architecture")),
             ("boot mode", inventory.get("boot_mode")),
             ("cores", inventory.get("cores")),
-            ("memory", size(inventory.get("memory_bytes"))),
+            ("memory", size(inventory["memory_bytes"]) if inventory.get("memory_bytes") else None),
             *((f"disk {d['index']}", f"{d['path']}, {size(d['size_bytes'])}") for d in inventory.get("disks", [])),
             *(
                 (v["mount_point"], f"{v['filesystem']}, {size(v['used_bytes'])} of {size(v['size_bytes'])} used")
                 for v in inventory.get("volumes", [])
             ),
-            ("listens", [f"{p['port']}/{p['protocol']}" for p in inventory.get("listeners", [])]),
+            ("listens", [f"{p['port']}/{p['protocol']}" for p in inventory.get("listeners", [])] or None),
         ]
     )

@@ -87,7 +87,7 @@ ACCEPTED: list[dict[str, Any]] = [
     {"disks": {"system": {"size_gib": 2048}}},
     {"disks": {"system": {"partitions": [{"device": "0_1", "size_bytes": 24 * GIB + 1}]}}},
     {"disks": {"block_replication": True}},
-    {"disks": {"data": [{"index": 1, "size_gib": 61}]}},
+    {"disks": {"data": [{"index": 1, "include": False, "size_gib": 61}]}},
     {"disks": {"data": [{"index": 1, "include": False}]}},
     {"exclude": ["/var/cache", "*.tmp"]},
     {"execution": {"mode": "create_only"}},
@@ -182,7 +182,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"disks": {"data": [{"index": 17}]}}, "/disks/data/0/index", "DataDiskIndex.Invalid"),
     ({"disks": {"data": [{"index": 2}]}}, "/disks/data/0/index", "DataDiskIndex.Invalid"),
     ({"disks": {"data": [{"index": 1}, {"index": 1}]}}, "/disks/data", "DataDisk.DuplicateIndex"),
-    ({"disks": {"data": [{"index": 1, "size_gib": 60}]}}, "/disks/data/0/size_gib", "DiskSize.TooSmall"),
+    (
+        {"disks": {"data": [{"index": 1, "include": False, "size_gib": 60}]}},
+        "/disks/data/0/size_gib",
+        "DiskSize.TooSmall",
+    ),
+    ({"disks": {"data": [{"index": 1}]}}, "/disks/data/0/include", PLAIN),
     ({"disks": {"data": [{"index": 1, "size_gib": 32769}]}}, "/disks/data/0/size_gib", PLAIN),
     ({"exclude": [""]}, "/exclude/0", PLAIN),
     ({"execution": {"mode": "later"}}, "/execution", PLAIN),
@@ -366,3 +371,4 @@ def test_the_plan_tells_what_can_be_said_without_copying() -> None:
     assert planned.static_addresses == ("eth0 192.0.2.7/24",)
     assert [(d.index, d.role, d.target_bytes) for d in planned.disks] == [(0, "system", 30 * GIB), (1, "data", None)]
     assert any("unfinished job" in warning for warning in planned.warnings)
+    assert any("Data disk 1" in warning for warning in planned.warnings)
