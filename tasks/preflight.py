@@ -10,7 +10,7 @@ from rehost.needs import Purpose, unmet
 from rehost.replication.store import Store
 from rehost.settings import settings
 from rehost.source.connect import open_session
-from rehost.verification.container import reap_containers
+from rehost.verification.trial import reap_containers
 from tasks.retries import STAGE
 from tasks.run_pass import Pass, catalog, reap_workspaces
 
