@@ -27,7 +27,7 @@ from image_builders.disk.plan import DiskPlan, files_of, plan_disk
 from image_builders.disk.request import DiskRequest, Format
 from rehost.errors import BuildConversionDiffers, BuildTableUnreadable, StoreNoSpace
 from rehost.progress import Progress, silent
-from rehost.replication.tree import Tree
+from rehost.replication.tree import Tree, printable
 from rehost.source.inventory import Inventory, Record
 
 # Names that do not depend on what the image is called: a name from outside never becomes a path.
@@ -104,7 +104,7 @@ def build_disk(
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     wanted = tuple(dict.fromkeys(request.formats)) or ("qcow2",)
-    with _space(directory):
+    with _whole_or_nothing(directory):
         _clear(directory)
         scratch = directory / _SCRATCH
         scratch.mkdir()
@@ -116,11 +116,11 @@ def build_disk(
         _write_durably(directory / _DIFF, _report(plan).encode("utf-8", "backslashreplace"))
         image = DiskImage(
             id=request.image_id,
-            name=request.name,
+            name=_plain(request.name),
             disks=files,
             boot_modes=_boot_modes(request.boot_mode),
             architecture="x86_64",
-            os=inventory.os_name or inventory.os_id,
+            os=_plain(inventory.os_name or inventory.os_id),
             disk_guid=str(plan.layout.disk_guid),
             partitions=tuple(_partition_record(p, plan) for p in plan.layout.partitions),
             source_id=request.source_id,
@@ -274,7 +274,7 @@ def _partition_record(partition: PlannedPartition, plan: DiskPlan) -> ImageParti
     held = partition.filesystem or partition.swap
     kind = {"bios": None, "esp": "vfat", "filesystem": "ext4", "swap": "swap"}[partition.role]
     own: UUID | str | None = held.uuid if held else (plan.selection.esp_uuid if partition.role == "esp" else None)
-    mount_point = partition.filesystem.mount_point if partition.filesystem else None
+    mount_point = _plain(partition.filesystem.mount_point) if partition.filesystem else None
     if partition.role == "esp":
         mount_point = plan.selection.esp_mount_point
     return ImagePartition(
@@ -290,6 +290,11 @@ def _partition_record(partition: PlannedPartition, plan: DiskPlan) -> ImageParti
         mount_point=mount_point,
         source_device=held.device if held else None,
     )
+
+
+def _plain(text: str) -> str:
+    """Text of the source, or of a user, as any reader of JSON takes it."""
+    return printable(text.encode("utf-8", "surrogateescape"))
 
 
 def _boot_modes(mode: str) -> tuple[Literal["bios", "uefi"], ...]:
@@ -341,11 +346,13 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _space(directory: Path) -> Iterator[None]:
-    """A full disk is told of as what it is."""
+def _whole_or_nothing(directory: Path) -> Iterator[None]:
+    """What was not finished is removed; a full disk is told of as what it is."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            _clear(directory)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreNoSpace(path=directory) from error
         raise

@@ -51,9 +51,7 @@ def platforms(boot_mode: str) -> tuple[str, ...]:
 
 def _core(platform: str, boot_uuid: UUID, grub_directory: str, scratch: Path) -> bytes:
     """The core of GRUB with what it needs to find its menu; `grub_directory` as in the filesystem: /boot/grub."""
-    folder = MODULES_PATH / platform
-    if not (folder / "moddep.lst").is_file():
-        raise BuildNoBootLoader(boot_mode=platform, reason=f"{folder} has no modules")
+    folder = _modules(platform)
     early = scratch / f"early-{platform}.cfg"
     early.write_text(f"search.fs_uuid {boot_uuid} root\nset prefix=($root){grub_directory}\n", encoding="ascii")
     output = scratch / f"core-{platform}"
@@ -64,6 +62,13 @@ def _core(platform: str, boot_uuid: UUID, grub_directory: str, scratch: Path) ->
     except (ProgramNotFound, ProgramFailed) as error:
         raise BuildNoBootLoader(boot_mode=platform, reason=error.message) from error
     return output.read_bytes()
+
+
+def _modules(platform: str) -> Path:
+    folder = MODULES_PATH / platform
+    if not (folder / "moddep.lst").is_file():
+        raise BuildNoBootLoader(boot_mode=platform, reason=f"{folder} has no modules")
+    return folder
 
 
 def bios_loader(boot_uuid: UUID, grub_directory: str, start: int, room: int, scratch: Path) -> BiosLoader:
@@ -98,11 +103,12 @@ def module_changes(boot_mode: str, directory: bytes) -> Iterator[Put | Remove]:
     """GRUB's modules and lists for `directory` in the tree, as grub-install puts them there.
 
     They have to be those of the core that loads them: a menu made by update-grub on the target loads some by name.
+    Raises BuildNoBootLoader.
     """
     for platform in platforms(boot_mode):
         folder = directory + b"/" + platform.encode("ascii")
         yield Remove(folder)
-        for path in sorted((MODULES_PATH / platform).iterdir()):
+        for path in sorted(_modules(platform).iterdir()):
             if path.suffix in (".mod", ".lst"):
                 mtime_ns = path.stat().st_mtime_ns
                 yield Put(folder + b"/" + path.name.encode("ascii"), path.read_bytes(), mode=0o644, mtime_ns=mtime_ns)
