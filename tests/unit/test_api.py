@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from sqlalchemy import text, update
 
 from api.app import create_app
 from api.dependencies import get_orchestration
@@ -25,6 +26,7 @@ from api.serve import check_bind_address
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Figures
 from rehost.catalog.states import JobStatus
+from rehost.catalog.tables import SourceRow
 from rehost.errors import InvalidParameter, OrchestrationAway, StoreNoSpace
 from rehost.settings import Settings
 from rehost.source.connect import PathConnection
@@ -320,6 +322,19 @@ def test_nothing_is_started_and_nothing_stays_where_prefect_is_away(
     assert client.get(f"/v1/jobs/{job['id']}/runs").json()["total"] == 0
 
 
+def test_a_job_whose_flow_has_begun_is_running_though_the_answer_was_lost(
+    client: TestClient, source_id: str, orders: Orders, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def start_and_lose_the_answer(job_id: str, **facts: Any) -> str:
+        catalog.claim_run(job_id, flow_run_id="flow-9")
+        raise OrchestrationAway(url="http://prefect", reason="the connection broke")
+
+    monkeypatch.setattr(orders, "start_run", start_and_lose_the_answer)
+    job = created(client, source_id)
+    assert job["status"] == "Running"
+    assert job["prefect_url"].endswith("flow-9")
+
+
 def test_a_stop_that_prefect_did_not_hear_is_no_stop(
     client: TestClient, source_id: str, orders: Orders, catalog: Catalog
 ) -> None:
@@ -399,6 +414,22 @@ def test_lists_page_without_gaps_while_something_is_added(client: TestClient, so
         seen += [item["id"] for item in page["items"]]
     assert seen == ids[::-1], "newest first, each once"
     assert page["total"] == 13
+
+
+def test_pages_have_no_gaps_where_many_things_are_of_one_moment(
+    client: TestClient, source_id: str, catalog: Catalog
+) -> None:
+    source = catalog.source(source_id)
+    for _ in range(4):
+        catalog.add_source(source.connection, source.inventory)
+    with catalog._database.write() as session:
+        session.execute(update(SourceRow).values(created_at=source.created_at))
+    seen, cursor = [], ""
+    while cursor is not None:
+        page = client.get(f"/v1/sources?limit=2{cursor and '&cursor=' + cursor}").json()
+        seen += [item["id"] for item in page["items"]]
+        cursor = page["next_cursor"]
+    assert len(seen) == len(set(seen)) == 5
 
 
 @pytest.mark.parametrize("path", ["/v1/sources", "/v1/jobs", "/v1/images", "/v1/regions"])
@@ -590,8 +621,6 @@ def test_what_nobody_foresaw_is_a_problem_that_tells_nothing_inner(
 def test_a_catalog_that_is_away_is_told(client: TestClient, settings: Settings, catalog: Catalog) -> None:
     assert client.get("/healthz").json()["status"] == "ok"
     with catalog._database.write() as session:
-        from sqlalchemy import text
-
         session.execute(text("DROP TABLE schema_version"))
     answer = client.get("/healthz")
     refused(answer, 503, "Catalog.Unavailable")
