@@ -204,6 +204,13 @@ def test_units_are_masked_where_they_are_there_and_only_with_systemd() -> None:
     assert fix_ups(tree, systemd=False) == []
 
 
+def test_no_service_of_systemd_asks_for_a_user_namespace() -> None:
+    dropped_in = fix_ups(tree_of("usr/lib/systemd/system/redis-server.service"), systemd=True)
+    assert [c.content for c in dropped_in if isinstance(c, Put) and b"service.d/" in c.path] == [
+        b"# In a container without privileges no user namespace can be made.\n[Service]\nPrivateUsers=no\n"
+    ]
+
+
 # --- the command
 
 
