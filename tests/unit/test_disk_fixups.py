@@ -289,9 +289,15 @@ def test_ifupdown_static_becomes_dhcp_on_any_card_and_the_address_is_told() -> N
 
 
 def test_without_a_dhcp_client_networkd_takes_over() -> None:
-    tree = small_tree({**NETWORKD, "usr/sbin/ifup": b"x", "etc/network/interfaces": b"iface lo inet loopback\n"})
-    _, outcome, _ = fixed("network: ifupdown", tree, server())
-    assert outcome.changes == ()
+    interfaces = b"iface lo inet loopback\nauto ens3\niface ens3 inet static\n address 192.0.2.7/24\n"
+    tree = small_tree({**NETWORKD, "usr/sbin/ifup": b"x", "etc/network/interfaces": interfaces})
+    tree, outcome, _ = fixed("network: ifupdown", tree, server())
+    assert text(tree, "etc/network/interfaces").splitlines()[1:4] == [
+        "# Rehost: auto ens3",
+        "# Rehost: iface ens3 inet static",
+        "# Rehost:  address 192.0.2.7/24",
+    ]
+    assert "rehost" not in text(tree, "etc/network/interfaces") and len(outcome.warnings) == 1
     after, outcome, _ = fixed("network: systemd-networkd", tree, server())
     assert "DHCP=yes" in text(after, "etc/systemd/network/10-rehost.network")
     link = after.get(b"etc/systemd/system/multi-user.target.wants/systemd-networkd.service")

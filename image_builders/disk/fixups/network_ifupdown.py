@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from image_builders.disk.fixups import Context, Fixup, Outcome
 from image_builders.disk.fixups._network import (
+    has_program,
     is_ethernet,
     static_warning,
     uses_ifupdown,
@@ -101,7 +102,7 @@ def _members(line: str) -> list[str]:
 
 
 def _fix(tree: Tree, context: Context) -> Outcome:
-    if not uses_ifupdown(tree) or uses_netplan(tree):
+    if not has_program(tree, "ifup") or tree.read(_MAIN) is None or uses_netplan(tree):
         return Outcome()
     changes: list[Change] = []
     warnings: list[str] = []
@@ -122,8 +123,9 @@ def _fix(tree: Tree, context: Context) -> Outcome:
         if path == _MAIN:
             if not any(_LOOPBACK.search(tree.read(p) or b"") for p in (path, *tree.children(_FOLDER))):
                 after += "\nauto lo\niface lo inet loopback\n"
-            # Where NetworkManager or systemd-networkd runs, it takes every card that is not named here.
-            if not uses_network_manager(tree) and not uses_networkd(tree):
+            # Where NetworkManager or systemd-networkd runs, it takes every card that is not named here; where there is
+            # no DHCP client, systemd-networkd is enabled by its own fix-up.
+            if uses_ifupdown(tree) and not uses_network_manager(tree) and not uses_networkd(tree):
                 after += _OWN
                 changes.append(Put(_SCRIPT, _SCRIPT_CONTENT, mode=0o755))
         if after.encode("utf-8", "surrogateescape") != before:
