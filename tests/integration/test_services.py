@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from demo.client import Client, rehost_services
 from demo.registry import free_port
-from flows import orchestration
 from tests.integration.conftest import Sshd
 
 _MIB = 1 << 20
@@ -22,19 +22,38 @@ _SLOW_KBPS = 4000
 _WAIT_SECONDS = 180.0
 
 
+class Services(Client):
+    """The API, and what the Prefect UI does behind its buttons."""
+
+    def __init__(self, client: Client, prefect_port: int) -> None:
+        self.__dict__.update(client.__dict__)
+        self._prefect = httpx.Client(base_url=f"http://127.0.0.1:{prefect_port}/api", timeout=60, trust_env=False)
+
+    def cancel(self, flow_run_id: str) -> None:
+        state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+        self._prefect.post(f"/flow_runs/{flow_run_id}/set_state", json=state).raise_for_status()
+
+    def flow_run(self, flow_run_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._prefect.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()
+        return found
+
+    def artifacts(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._prefect.post("/artifacts/filter", json={}).raise_for_status().json()
+        return found
+
+
 @pytest.fixture(scope="module")
-def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     prefect_port = free_port()
+    environment = {
+        "REHOST_HOME": str(tmp_path_factory.mktemp("home")),
+        "REHOST_API_PORT": str(free_port()),
+        "REHOST_PREFECT_PORT": str(prefect_port),
+    }
     with pytest.MonkeyPatch.context() as patch:
-        environment = {
-            "REHOST_HOME": str(tmp_path_factory.mktemp("home")),
-            "REHOST_API_PORT": str(free_port()),
-            "REHOST_PREFECT_PORT": str(prefect_port),
-        }
         patch.delenv("PREFECT_API_URL", raising=False)
         with rehost_services(environment) as client:
-            patch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{prefect_port}/api")
-            yield client
+            yield Services(client, prefect_port)
 
 
 @pytest.fixture
@@ -43,6 +62,8 @@ def tree(tmp_path: Path) -> Path:
     root = tmp_path / "tree"
     (root / "etc").mkdir(parents=True)
     (root / "etc" / "os-release").write_text('ID=debian\nVERSION_ID="12"\n')
+    (root / "bin").mkdir()
+    shutil.copy("/bin/true", root / "bin" / "sh")  # a program tells the architecture
     for number in range(12):
         (root / f"data-{number:02}").write_bytes(os.urandom(4 * _MIB))
     return root
@@ -126,7 +147,7 @@ def flow_processes() -> list[int]:
 
 
 def test_an_error_of_a_stage_is_the_error_of_the_job_and_the_message_of_the_flow_run(
-    services: Client, tree: Path
+    services: Services, tree: Path
 ) -> None:
     job = job_of(services, {"kind": "path", "root": str(tree)})
     services.post(f"/v1/jobs/{job['id']}/start", {})
@@ -136,21 +157,30 @@ def test_an_error_of_a_stage_is_the_error_of_the_job_and_the_message_of_the_flow
     run = services.newest_run(job["id"])
     assert run["status"] == "failed"
     assert run["bytes_new"] >= 48 * _MIB
-    assert wait_for("state", lambda: asyncio.run(orchestration.run_state(run["flow_run_id"])) == "FAILED")
+    wait_for("state", lambda: services.flow_run(run["flow_run_id"])["state_type"] == "FAILED")
+    flow_run = services.flow_run(run["flow_run_id"])
+    assert (
+        flow_run["state"]["message"]
+        == f"{ended['error']['code']}: {ended['error']['message']} {ended['error']['remedy']}"
+    )
+    assert flow_run["name"].startswith(job["name"])
+    assert {f"job:{job['name']}", f"source:{job['name']}"} <= set(flow_run["tags"])
+    progress = {a["key"]: a["data"] for a in services.artifacts() if a["type"] == "progress"}
+    assert progress[f"{job['id']}-transfer"] == 100
 
 
 def test_stop_ends_the_run_and_its_programs_and_the_next_run_goes_on_from_what_arrived(
-    services: Client, tree: Path
+    services: Services, tree: Path
 ) -> None:
     job = job_of(services, {"kind": "path", "root": str(tree)}, bandwidth_limit_kbps=_SLOW_KBPS)
     services.post(f"/v1/jobs/{job['id']}/start", {})
     arrived(services, job["id"])
     assert wait_for("agent", lambda: agents(tree))
     flow_run = services.newest_run(job["id"])["flow_run_id"]
-    asyncio.run(orchestration.cancel_run(flow_run))  # as the Cancel of the Prefect UI does
+    services.cancel(flow_run)
     assert rested(services, job["id"])["status"] == "Stopped"
     wait_for("end of the agent", lambda: not agents(tree), 10)
-    assert wait_for("state", lambda: asyncio.run(orchestration.run_state(flow_run)) == "CANCELLED")
+    wait_for("state", lambda: services.flow_run(flow_run)["state_type"] == "CANCELLED")
 
     services.post(f"/v1/jobs/{job['id']}/start", {})
     assert rested(services, job["id"])["error"]["code"] == "Build.NoKernel"  # all stages before it are done
@@ -159,7 +189,7 @@ def test_stop_ends_the_run_and_its_programs_and_the_next_run_goes_on_from_what_a
 
 
 def test_a_flow_process_that_is_killed_leaves_a_job_that_says_so_and_can_be_started(
-    services: Client, tree: Path
+    services: Services, tree: Path
 ) -> None:
     job = job_of(services, {"kind": "path", "root": str(tree)}, bandwidth_limit_kbps=_SLOW_KBPS)
     before = set(flow_processes())
@@ -175,7 +205,7 @@ def test_a_flow_process_that_is_killed_leaves_a_job_that_says_so_and_can_be_star
 
 
 def test_a_source_that_goes_away_fails_the_run_after_its_retries_and_the_next_run_goes_on(
-    services: Client, sshd: Sshd
+    services: Services, sshd: Sshd
 ) -> None:
     folder = sshd.directory / "moved"
     folder.mkdir(exist_ok=True)
