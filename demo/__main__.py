@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 
@@ -19,6 +20,9 @@ def main() -> int:
     """Run the demo; the last line of standard output is its JSON."""
     logging.basicConfig(level=logging.INFO, format="demo: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    # The server, the registry and the services end with their blocks, on SIGTERM as on Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
     with the_shop_and_rehost(cache_folder() / "demo") as (client, server):
         result = migrate_again(client, server, migrate(client, server))

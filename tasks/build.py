@@ -118,8 +118,8 @@ def credentials_of(reference: RegistryCredentials | None, registry: str) -> Cred
     else:
         try:
             lines = Path(reference.password_file or "").read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise RegistryDenied(reference=registry, reason=f"the password file: {error.strerror}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise RegistryDenied(reference=registry, reason=f"the password file cannot be read: {error}") from error
         password = lines[0] if lines else ""
     if not username or not password:
         raise RegistryDenied(reference=registry, reason="the job's credentials name a user or password that is empty")

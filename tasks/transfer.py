@@ -41,7 +41,7 @@ def transfer(this: Pass, table: Path) -> tuple[str, TransferReport]:
         exclude=this.job.exclude,
     )
     with (
-        Store.open(settings().store_path) as store,
+        Store.open(settings().store_path, compress_level=replication.compress_level) as store,
         open_session(
             this.source.connection,
             compress_level=replication.compress_level,

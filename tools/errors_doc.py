@@ -21,8 +21,8 @@ def page() -> str:
     lines = [
         "# Errors",
         "",
-        "Every failure has one of these codes, in the API's answers, in a job's `error`, in Prefect's states and on the",
-        "command line. This page is made from the classes (`make docs`).",
+        "Every failure has one of these codes, in the API's answers, in a job's `error`, in Prefect's states and on",
+        "the command line. This page is made from the classes (`make docs`).",
         "",
         "| Code | What happened | What to do | Retry helps | HTTP | Exit |",
         "|---|---|---|---|---:|---:|",

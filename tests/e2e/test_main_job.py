@@ -16,9 +16,7 @@ def test_a_running_server_becomes_images_that_boot_by_both_firmwares_and_run_in_
     with the_shop_and_rehost(tmp_path) as (client, server):
         seen = migrate(client, server)  # raises where page or rows differ, or a digest does not match
         assert server.ssh("systemctl is-system-running").strip() == "running", "the source was touched"
-        left = server.ssh(
-            "pgrep -fa '[p]ython3 '; find / -xdev -newer /srv/files/sparse -name '*rehost*'; true"
-        )
+        left = server.ssh("pgrep -fa '[p]ython3 '; find / -xdev -newer /srv/files/sparse -name '*rehost*'; true")
         assert not left.strip(), "something of Rehost stayed on the source"
     assert seen["bytes_on_wire"] > 50e6
     assert (seen["disk_image"]["bios_boot"], seen["disk_image"]["uefi_boot"]) == ("succeeded", "succeeded")
