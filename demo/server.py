@@ -50,8 +50,8 @@ PACKAGES = (
 )
 PAGE = "<!doctype html><title>shop</title><h1>The shop is open</h1>\n"
 
-# One row a second, for ever, each with the machine that wrote it: what a copy must hold of its source is a beginning of
-# the source's list, without a gap. The sparse file is made here because a tar cannot say where its holes are.
+# One row every five seconds, for ever, each with the machine that wrote it: what a copy must hold of its source is a
+# beginning of the source's list, without a gap. The sparse file is made here because a tar cannot say where holes are.
 _LEDGER_SCRIPT = """#!/bin/sh
 sparse=/srv/files/sparse
 if [ ! -e $sparse ]; then
@@ -65,11 +65,11 @@ n=$(redis-cli llen ledger)
 while :; do
     n=$((n + 1))
     redis-cli rpush ledger "$n $boot" >/dev/null || n=$((n - 1))
-    sleep 1
+    sleep 5
 done
 """
 _LEDGER_UNIT = """[Unit]
-Description=Orders of the shop, one row a second
+Description=Orders of the shop, a row every five seconds
 After=redis-server.service
 Requires=redis-server.service
 
