@@ -76,7 +76,7 @@ def rehost_services(environment: Mapping[str, str]) -> Iterator[Client]:
     up_log = home / "up.log"
     # The command that lies beside this interpreter, as a user has it in the virtual environment.
     program = str(Path(sys.executable).with_name("rehost"))
-    with up_log.open("ab") as out, spawn([program, "up"], stdout=out, stderr=out, env=environment) as process:
+    with up_log.open("wb") as out, spawn([program, "up"], stdout=out, stderr=out, env=environment) as process:
         deadline = time.monotonic() + _UP_SECONDS
         while "ready" not in up_log.read_text(encoding="utf-8", errors="replace"):
             if process.popen.poll() is not None or time.monotonic() > deadline:

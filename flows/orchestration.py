@@ -18,7 +18,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
-from prefect.states import Scheduled
+from prefect.states import Crashed, Scheduled
 
 from flows.order import Order
 from rehost.errors import OrchestrationAway
@@ -109,8 +109,18 @@ async def unschedule_job(job_id: str) -> None:
 async def run_state(flow_run_id: str) -> str:
     """What Prefect says of the flow run: SCHEDULED, PENDING, RUNNING, COMPLETED, FAILED, CRASHED, CANCELLED, …"""
     async with _prefect() as client:
-        flow_run = await client.read_flow_run(UUID(flow_run_id))
+        try:
+            flow_run = await client.read_flow_run(UUID(flow_run_id))
+        except ObjectNotFound:
+            return "CRASHED"  # it was deleted, or belonged to another Prefect server: nobody runs it
     return flow_run.state_type.value if flow_run.state_type else "UNKNOWN"
+
+
+async def end_run(flow_run_id: str, *, cancelled: bool) -> None:
+    """Tell Prefect that the process of the flow run is gone: it is Cancelled, or Crashed."""
+    state = State(type=StateType.CANCELLED) if cancelled else Crashed(message="Its process died.")
+    async with _prefect() as client:
+        await client.set_flow_run_state(UUID(flow_run_id), state, force=True)
 
 
 def run_url(flow_run_id: str) -> str | None:

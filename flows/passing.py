@@ -5,6 +5,8 @@ Both deployments, `migrate` and `sync`, run this; they differ in what sets them 
 
 from __future__ import annotations
 
+import ctypes
+import signal
 from typing import Any
 
 from prefect.client.schemas.objects import FlowRun, State
@@ -26,10 +28,13 @@ from tasks.snapshot import snapshot
 from tasks.transfer import transfer
 from tasks.verify import verify_boot, verify_container
 
+_PR_SET_PDEATHSIG = 1
+
 
 def run_pass(order: Order) -> State[Any]:
     """Do one pass of the job and leave its state in the catalog; the state that the flow run ends in."""
     log = get_run_logger()
+    _die_with_the_worker()
     flow_run_id = str(this_flow_run.id)
     try:
         with catalog() as opened:
@@ -62,6 +67,11 @@ def run_pass(order: Order) -> State[Any]:
     finally:
         close_pass(this)
     return Completed(message="Every image that was asked for exists and proved itself.")
+
+
+def _die_with_the_worker() -> None:
+    """A pass whose worker was killed would run on with nobody to stop it; prctl(2), PR_SET_PDEATHSIG."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _stages(this: Pass) -> None:

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _KEPT_VARIABLES = ("HOME", "USER", "LOGNAME", "TMPDIR", "SSH_AUTH_SOCK", "DOCKER_HOST", "XDG_RUNTIME_DIR")
 _STDERR_KEPT = 16_384  # bytes of a program's standard error that an error message may draw on
 _TERM_SECONDS = 5.0  # what a program has after SIGTERM, before SIGKILL
+_LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -135,20 +136,27 @@ class Process:
             raise ProgramTimeout(program=self.argv[0], seconds=timeout) from None
 
     def end(self, grace: float = _TERM_SECONDS) -> None:
-        """End the whole process group: SIGTERM, then SIGKILL after `grace` seconds."""
-        if self.popen.poll() is None:
-            self._signal(signal.SIGTERM)
+        """End the whole process group: SIGTERM, then SIGKILL for who is left of it after `grace` seconds.
+
+        The leader may go before its children have unwound, so that it is the group which is waited for.
+        """
+        if self._signal(signal.SIGTERM):
             deadline = time.monotonic() + grace
-            while self.popen.poll() is None and time.monotonic() < deadline:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.popen.wait(0.05)
-        # The leader may be gone while its children live on in the group.
-        self._signal(signal.SIGKILL)
+            while time.monotonic() < deadline:
+                self.popen.poll()  # a leader that is not reaped would count as alive
+                if not self._signal(0):
+                    break
+                time.sleep(_LOOK_SECONDS)
+            self._signal(signal.SIGKILL)
         self.popen.wait()
 
-    def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+    def _signal(self, number: int) -> bool:
+        """Whether there was anybody in the group to send it to."""
+        try:
             os.killpg(self.popen.pid, number)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
 
 
 @contextlib.contextmanager

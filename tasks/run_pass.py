@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from rehost.settings import Region, Settings, settings
 from tasks.reporting import StageProgress
 
 _LEDGER = "images"
+_OWNER = "owner"  # the process that does the run
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def open_pass(run: Run) -> Pass:
         source = opened.source(run.source_id)
     workspace = workspaces(settings()) / run.id
     workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (workspace / _OWNER).write_text(_identity(os.getpid()), encoding="utf-8")
     return Pass(run, job, source, workspace)
 
 
@@ -111,6 +114,36 @@ def reap_workspaces() -> None:
     for workspace in folder.iterdir():
         if workspace.name not in alive:
             _clear(workspace)
+
+
+def owner_is_dead(run_id: str) -> bool:
+    """Whether the process that did the run was one of this machine and is gone; False where that cannot be told."""
+    return _owner_lives(run_id) is False
+
+
+def owner_is_alive(run_id: str) -> bool:
+    """Whether the process that does the run is one of this machine and lives; False where that cannot be told."""
+    return _owner_lives(run_id) is True
+
+
+def _owner_lives(run_id: str) -> bool | None:
+    try:
+        told = (workspaces(settings()) / run_id / _OWNER).read_text(encoding="utf-8")
+        machine, _, process, _ = told.split()
+        return _identity(int(process)) == told if machine == platform.node() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _identity(process: int) -> str:
+    """Machine, boot, number and start time of a process: no other one ever has the same four."""
+    try:
+        # proc(5): the name in parentheses may hold spaces; the start time is the 22nd field.
+        started = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except OSError:
+        started = "gone"
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    return f"{platform.node()} {boot_id} {process} {started}"
 
 
 @contextmanager

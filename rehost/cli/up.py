@@ -23,6 +23,7 @@ from rehost.run import Process, run, spawn
 from rehost.settings import Settings, settings
 
 _START_SECONDS = 240.0  # a Prefect server on two busy cores was seen to take 24 s, with a new database 60 s
+_STOP_SECONDS = 90.0
 POOL = "rehost"
 
 
@@ -122,10 +123,21 @@ def services(configured: Settings, stop: threading.Event, say: Callable[[str], N
         running.wait_for("Prefect", f"{api}/health")
         run([*prefect, "work-pool", "create", "--type", "process", "--overwrite", POOL], timeout=240, env=env)
         run([*prefect, "--no-prompt", "deploy", "--all"], timeout=240, env=env, cwd=checkout())
-        start("worker", [*prefect, "worker", "start", "--pool", POOL, "--type", "process", "--with-healthcheck"])
+        housekeeping = [sys.executable, "-m", "flows.housekeeping"]
+        run(housekeeping, timeout=240, env=env, cwd=checkout())
+        start("worker", [*prefect, "worker", "start", "--pool", POOL, "--type", "process"])
+        # A worker that ends kills its runs; they are stopped before, so that each can unwind and say so.
+        stack.callback(_stop_runs, [*housekeeping, "--stop"], env, say)
         start("api", [sys.executable, "-m", "api.serve"])
         running.wait_for("the API", f"http://{configured.api_host}:{configured.api_port}/healthz")
         yield running
+
+
+def _stop_runs(argv: list[str], env: dict[str, str], say: Callable[[str], None]) -> None:
+    try:
+        run(argv, timeout=_STOP_SECONDS, env=env, cwd=checkout())
+    except RehostError as error:
+        say(f"the runs under way could not be stopped in peace: {error.message}")
 
 
 def main(argv: list[str]) -> int:

@@ -15,6 +15,8 @@ import pytest
 
 from demo.client import Client, rehost_services
 from demo.registry import free_port
+from rehost.catalog.catalog import Catalog
+from rehost.settings import Settings
 from tests.integration.conftest import Sshd
 
 _MIB = 1 << 20
@@ -240,3 +242,43 @@ def test_a_source_that_goes_away_fails_the_run_after_its_retries_and_the_next_ru
     services.post(f"/v1/jobs/{job['id']}/start", {})
     assert rested(services, job["id"])["error"]["code"] == "Build.NoKernel"
     assert services.newest_run(job["id"])["bytes_on_wire"] < 46 * _MIB, "what had arrived was sent again"
+
+
+def test_a_worker_that_is_killed_ends_the_services_and_the_next_start_puts_its_job_right(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    environment = {
+        "REHOST_HOME": str(tmp_path / "home"),
+        "REHOST_API_PORT": str(free_port()),
+        "REHOST_PREFECT_PORT": str(free_port()),
+    }
+    with rehost_services(environment) as client:
+        job = job_of(client, {"kind": "path", "root": str(tree)}, bandwidth_limit_kbps=_SLOW_KBPS)
+        client.post(f"/v1/jobs/{job['id']}/start", {})
+        arrived(client, job["id"])
+        (worker,) = services_of(tmp_path / "home", b"worker\0start")
+        os.kill(worker, signal.SIGKILL)
+        wait_for("end of the services", lambda: not services_of(tmp_path / "home", b"api.serve"))
+        wait_for("end of the agent", lambda: not agents(tree), 10)
+    with rehost_services(environment) as client:
+        found = client.get(f"/v1/jobs/{job['id']}")
+        assert (found["status"], found["error"]["code"]) == ("InError", "Run.Crashed")
+        client.post(f"/v1/jobs/{job['id']}/start", {})
+        arrived(client, job["id"])
+    # The services were ended in the middle of that run, in peace: it was stopped, and nothing of it is left.
+    assert not agents(tree)
+    with Catalog.open(Settings(home=tmp_path / "home")) as catalog:
+        assert catalog.job(job["id"]).status == "Stopped"
+
+
+def services_of(home: Path, words: bytes) -> list[int]:
+    """The processes of the services of that home with these words in their command."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if words in (process / "cmdline").read_bytes() and str(home).encode() in (process / "environ").read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
