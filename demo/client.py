@@ -18,6 +18,7 @@ from rehost.run import spawn
 log = logging.getLogger(__name__)
 
 _UP_SECONDS = 600.0
+_DOWN_SECONDS = 120.0
 _POLL_SECONDS = 1.0
 
 
@@ -78,9 +79,11 @@ def rehost_services(environment: Mapping[str, str]) -> Iterator[Client]:
     program = str(Path(sys.executable).with_name("rehost"))
     with up_log.open("wb") as out, spawn([program, "up"], stdout=out, stderr=out, env=environment) as process:
         deadline = time.monotonic() + _UP_SECONDS
-        while "ready" not in up_log.read_text(encoding="utf-8", errors="replace"):
+        while "rehost up: ready" not in up_log.read_text(encoding="utf-8", errors="replace"):
             if process.popen.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"`rehost up` did not come up:\n{up_log.read_text(errors='replace')[-3000:]}")
             time.sleep(0.2)
-        yield Client(address)
-        process.end(grace=60)
+        try:
+            yield Client(address)
+        finally:
+            process.end(grace=_DOWN_SECONDS)

@@ -35,7 +35,7 @@ def registry(folder: Path, htpasswd: Path | None = None) -> Iterator[str]:
         "version": 0.1,
         "storage": {"filesystem": {"rootdirectory": str(folder / "content")}, "delete": {"enabled": True}},
         "http": {"addr": f"127.0.0.1:{port}", "secret": "on loopback, for one run"},
-        "log": {"level": "warn"},
+        "log": {"level": "warn", "accesslog": {"disabled": True}},  # nobody reads its standard output
     }
     if htpasswd is not None:
         configuration["auth"] = {"htpasswd": {"realm": "registry", "path": str(htpasswd)}}

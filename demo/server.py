@@ -106,13 +106,13 @@ cat > "$root/etc/systemd/system/ledger.service" <<'END'
 sed -i 's/^appendonly no/appendonly yes/' "$root/etc/redis/redis.conf"
 chroot "$root" systemctl enable ledger.service nginx.service redis-server.service ssh.service cron.service
 chroot "$root" useradd --create-home --shell /bin/bash --uid 1000 alice
-chroot "$root" useradd --create-home --shell /bin/bash --uid 70000 bob
+chroot "$root" useradd --create-home --shell /bin/bash --uid 60001 bob
 mkdir -p "$root/srv/files/deep/er" "$root/etc/cron.d"
 echo '*/5 * * * * alice date >> /home/alice/cron.log' > "$root/etc/cron.d/alice"
 cp "$root/bin/cat" "$root/srv/files/capable"
 chroot "$root" setcap cap_net_raw,cap_net_bind_service+ep /srv/files/capable
 echo secret > "$root/srv/files/acl"
-chroot "$root" setfacl -m u:alice:rw,g:70000:r /srv/files/acl
+chroot "$root" setfacl -m u:alice:rw,g:60001:r /srv/files/acl
 chroot "$root" setfacl -d -m u:bob:rwx /srv/files/deep
 chroot "$root" setfattr -n user.origin -v shop /srv/files/acl
 echo linked > "$root/srv/files/one"
@@ -126,7 +126,7 @@ chmod 2775 "$root/srv/files/deep"
 rm -f "$root"/etc/ssh/ssh_host_*
 chroot "$root" ssh-keygen -A
 mkdir -p -m 700 "$root/root/.ssh"
-cat "$REHOST_DEMO_KEY" > "$root/root/.ssh/authorized_keys"
+printf '%s\\n' "$REHOST_DEMO_KEY" > "$root/root/.ssh/authorized_keys"
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
 """
 
@@ -154,8 +154,8 @@ def server_tree() -> ServerTree:
     folder.mkdir(parents=True, exist_ok=True)
     if not tree.identity_file.exists():
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tree.identity_file)], timeout=30)
-    hook = folder / "customize.sh"
-    hook.write_text(_CUSTOMIZE)
+    public_key = tree.identity_file.with_suffix(".pub").read_text().strip()
+    proxies = {name: os.environ[name] for name in ("http_proxy", "https_proxy") if name in os.environ}
     partial = folder / "tree.partial.tar"
     log.info("making the Debian 12 tree of the server (a minute or two, once)")
     run(
@@ -165,12 +165,14 @@ def server_tree() -> ServerTree:
             f"--include={','.join(PACKAGES)}",
             "--dpkgopt=path-exclude=/usr/share/doc/*",
             "--dpkgopt=path-exclude=/usr/share/locale/*",
-            f'--customize-hook=sh "{hook}" "$1"',
+            # The text itself and the key's content: as an ordinary user mmdebstrap runs the hook in a user namespace,
+            # where the folders of that user cannot be read.
+            f"--customize-hook={_CUSTOMIZE}",
             "bookworm",
             str(partial),
         ],
         timeout=1800,
-        env={"REHOST_DEMO_KEY": f"{tree.identity_file}.pub"},
+        env={"REHOST_DEMO_KEY": public_key, **proxies},
     )
     partial.rename(tree.tar)
     return tree

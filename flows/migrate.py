@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.order import Order
-from flows.passing import on_cancellation, on_crashed, run_pass
+from flows.passing import on_cancellation, on_crashed, on_failure, run_pass
 
 
 @flow(
@@ -16,6 +16,7 @@ from flows.passing import on_cancellation, on_crashed, run_pass
     description="One pass of a job: preflight, snapshot, transfer, build, verify, publish.",
     on_cancellation=[on_cancellation],
     on_crashed=[on_crashed],
+    on_failure=[on_failure],
     persist_result=False,
 )
 def migrate(order: Order) -> State[Any]:

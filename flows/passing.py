@@ -23,7 +23,7 @@ from tasks.build import build_container, build_disk
 from tasks.preflight import preflight
 from tasks.publish import publish
 from tasks.report import report_run
-from tasks.run_pass import Pass, catalog, close_pass, open_pass
+from tasks.run_pass import Pass, catalog, open_pass
 from tasks.snapshot import snapshot
 from tasks.transfer import transfer
 from tasks.verify import verify_boot, verify_container
@@ -43,12 +43,11 @@ def run_pass(order: Order) -> State[Any]:
         # A schedule may find its job running, stopped or gone: then there is nothing to do, and nothing went wrong.
         log.warning("%s: %s", error.code, error.message)
         return Completed(message=f"Nothing was done. {error.code}: {error.message}")
-    this = open_pass(run)
     try:
-        _stages(this)
-        with catalog() as opened:
-            opened.set_stage(order.job_id, BusinessStatus.CLEANING)
-        close_pass(this)
+        with open_pass(run) as this:
+            _stages(this)
+            with catalog() as opened:
+                opened.set_stage(order.job_id, BusinessStatus.CLEANING)
         with catalog() as opened:
             opened.finish_run(run.id)
     except RehostError as error:
@@ -64,8 +63,6 @@ def run_pass(order: Order) -> State[Any]:
         with catalog() as opened:
             opened.fail_run(run.id, RunCrashed(reason=f"{type(error).__name__}: {error}"))
         raise
-    finally:
-        close_pass(this)
     return Completed(message="Every image that was asked for exists and proved itself.")
 
 
@@ -104,6 +101,11 @@ def on_cancellation(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
         run = opened.run_of_flow_run(str(flow_run.id))
         if run is not None:
             opened.stop_run(run.id)
+
+
+def on_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """The flow run failed. What failed in a stage has been told already; this is for what failed around the stages."""
+    on_crashed(flow, flow_run, state)
 
 
 def on_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

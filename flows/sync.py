@@ -8,7 +8,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.order import Order
-from flows.passing import on_cancellation, on_crashed, run_pass
+from flows.passing import on_cancellation, on_crashed, on_failure, run_pass
 
 
 @flow(
@@ -17,6 +17,7 @@ from flows.passing import on_cancellation, on_crashed, run_pass
     description="The next pass of an incremental job; only what changed on the source is sent.",
     on_cancellation=[on_cancellation],
     on_crashed=[on_crashed],
+    on_failure=[on_failure],
     persist_result=False,
 )
 def sync(order: Order) -> State[Any]:

@@ -26,7 +26,17 @@ from rehost.errors import ProgramFailed, ProgramNotFound, ProgramTimeout
 
 log = logging.getLogger(__name__)
 
-_KEPT_VARIABLES = ("HOME", "USER", "LOGNAME", "TMPDIR", "SSH_AUTH_SOCK", "DOCKER_HOST", "XDG_RUNTIME_DIR")
+_KEPT_VARIABLES = (
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "TMPDIR",
+    "SSH_AUTH_SOCK",
+    "DOCKER_HOST",
+    "DOCKER_TLS_VERIFY",
+    "DOCKER_CERT_PATH",
+    "XDG_RUNTIME_DIR",
+)
 _STDERR_KEPT = 16_384  # bytes of a program's standard error that an error message may draw on
 _TERM_SECONDS = 5.0  # what a program has after SIGTERM, before SIGKILL
 _LOOK_SECONDS = 0.02

@@ -43,6 +43,19 @@ class Settings(BaseSettings):
     hour_seconds: float = Field(3600.0, gt=0)
     regions: dict[str, Region] = Field(default_factory=dict)
 
+    @field_validator("home")
+    @classmethod
+    def _whole_path(cls, home: Path) -> Path:
+        """The same folder for every process, wherever it works."""
+        return home.expanduser().absolute()
+
+    @field_validator("store_url")
+    @classmethod
+    def _local_store(cls, url: str | None) -> str | None:
+        if url is not None and "://" in url and not url.startswith("file:///"):
+            raise ValueError("is a folder, or file:///FOLDER; no other store is served by this version")
+        return url
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:

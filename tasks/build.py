@@ -100,7 +100,7 @@ def build_container(this: Pass, snapshot_id: str) -> ContainerImage:
 
 def _remember(this: Pass, image: ContainerImage) -> None:
     with catalog() as opened:
-        opened.add_image(this.job.id, this.run.id, image, id=image.image_id, kind="container", name=image.reference)
+        opened.add_image(this.job.id, this.run.id, image, id=image.id, kind="container", name=image.reference)
 
 
 def remember_published(this: Pass, image: ContainerImage) -> None:

@@ -24,7 +24,7 @@ def publish(this: Pass, image: ContainerImage) -> ContainerImage:
         get_run_logger().info("the region has no registry: the image stays in the engine as %s", image.reference)
         return image
     progress = this.progress("publish")
-    request = container_request(this, image.snapshot_id, image.image_id)
+    request = container_request(this, image.snapshot_id, image.id)
     published = publish_container(image, request, credentials_of(target.credentials, this.region.registry), progress)
     remember_published(this, published)
     progress.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from prefect import task
@@ -9,7 +10,7 @@ from prefect import task
 from image_builders.container.record import ContainerImage
 from image_builders.disk.build import DiskImage
 from rehost.replication.transfer import TransferReport
-from rehost.verification.report import VerificationReport
+from rehost.verification.report import VerificationReport, escaped
 from tasks.reporting import show_report
 from tasks.retries import STAGE
 from tasks.run_pass import Pass
@@ -36,7 +37,7 @@ def markdown(
 ) -> str:
     """The report as Markdown. Nothing in it is copied from the source but counted figures and cleaned names."""
     lines = [
-        f"# {this.source.name}: run {this.run.id}",
+        f"# {escaped(this.source.name)}: run {this.run.id}",
         "",
         "| Moved | |",
         "|---|---:|",
@@ -51,18 +52,18 @@ def markdown(
     if disk is not None:
         lines += [f"## Disk image {disk.id}", "", "| Format | Size | SHA-256 | File |", "|---|---:|---|---|"]
         lines += [f"| {d.format} | {d.file_size:,} | `{d.sha256}` | `{d.location}` |" for d in disk.disks]
-        lines += ["", *(f"- {warning}" for warning in disk.warnings), ""]
+        lines += ["", *(f"- {escaped(warning)}" for warning in disk.warnings), ""]
     if container is not None:
         lines += [
-            f"## Container image {container.image_id}",
+            f"## Container image {container.id}",
             "",
             f"`{container.reference}` is `{container.digest}`, {container.size:,} bytes. To run it:",
             "",
-            "    " + " ".join(container.run_arguments),
+            "    " + shlex.join(container.run_arguments),
             "",
         ]
     for report in reports:
         failed = [check.name for check in report.checks if check.status == "failed"]
         told = f"failed in {', '.join(failed)}" if failed else f"{len(report.checks)} checks"
-        lines += [f"- {report.subject}: **{report.status}**, {told}"]
+        lines += [f"- {escaped(report.subject)}: **{report.status}**, {told}"]
     return "\n".join(lines) + "\n"

@@ -27,6 +27,8 @@ class StageOptions(TypedDict):
     persist_result: bool
 
 
+_TRIES_OF_A_BOOT = 1  # again: each may take its whole time limit
+
 STAGE: StageOptions = {
     "retries": 3,
     "retry_delay_seconds": [2, 5, 15],
@@ -35,3 +37,5 @@ STAGE: StageOptions = {
     "cache_policy": NO_CACHE,
     "persist_result": False,
 }
+
+TRIAL: StageOptions = {**STAGE, "retries": _TRIES_OF_A_BOOT, "retry_delay_seconds": [5]}

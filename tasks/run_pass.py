@@ -47,10 +47,10 @@ class Pass:
         """A new folder for an image. It is in the pass's ledger first, so that a dead process leaves none behind."""
         folder = self.images_folder / image_id
         with (self.workspace / _LEDGER).open("a", encoding="utf-8") as ledger:
-            ledger.write(f"{image_id} {folder}\n")
+            ledger.write(f"{image_id} {self.job.region_id}\n")
             ledger.flush()
             os.fsync(ledger.fileno())
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # an image holds the server's secrets
         return folder
 
     def progress(self, stage: str) -> StageProgress:
@@ -70,32 +70,36 @@ def catalog() -> Iterator[Catalog]:
         yield opened
 
 
-def open_pass(run: Run) -> Pass:
-    """Read what the run is about and make its workspace."""
+@contextmanager
+def open_pass(run: Run) -> Iterator[Pass]:
+    """Read what the run is about and make its workspace, which goes with the block.
+
+    So do the folders of images that were begun and are in no catalog; the store and the images are not in it.
+    """
     with catalog() as opened:
         job = opened.job(run.job_id)
         source = opened.source(run.source_id)
     workspace = workspaces(settings()) / run.id
     workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
     (workspace / _OWNER).write_text(_identity(os.getpid()), encoding="utf-8")
-    return Pass(run, job, source, workspace)
-
-
-def close_pass(this: Pass) -> None:
-    """Remove the workspace, and the folders of images that were begun and are in no catalog."""
-    _clear(this.workspace)
+    this = Pass(run, job, source, workspace)
+    try:
+        yield this
+    finally:
+        _clear(workspace)
 
 
 def _clear(workspace: Path) -> None:
     ledger = workspace / _LEDGER
     if ledger.exists():
         with catalog() as opened:
-            for line in ledger.read_text(encoding="utf-8").splitlines():
-                image_id, _, folder = line.partition(" ")
+            # What follows the last newline was torn by a full disk or a crash.
+            for line in ledger.read_text(encoding="utf-8").split("\n")[:-1]:
+                image_id, _, region_id = line.partition(" ")
                 try:
                     opened.image(image_id)
                 except ImageNotFound:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    shutil.rmtree(settings().images_path(region_id) / image_id, ignore_errors=True)
     shutil.rmtree(workspace, ignore_errors=True)
 
 
@@ -109,9 +113,11 @@ def reap_workspaces() -> None:
     folder = workspaces(settings())
     if not folder.exists():
         return
+    # First what is there, then who is alive: a run that begins in between is in both.
+    found = list(folder.iterdir())
     with catalog() as opened:
         alive = {run.id for run in opened.runs_under_way()}
-    for workspace in folder.iterdir():
+    for workspace in found:
         if workspace.name not in alive:
             _clear(workspace)
 

@@ -19,14 +19,14 @@ from rehost.verification.accelerator import kernel_of
 from rehost.verification.boot import verify_disk
 from rehost.verification.container import verify_container as try_container
 from rehost.verification.report import VerificationReport, markdown
-from tasks.reporting import show_picture, show_report
-from tasks.retries import STAGE
+from tasks.reporting import StageProgress, show_picture, show_report
+from tasks.retries import TRIAL
 from tasks.run_pass import Pass, catalog, snapshot_tree
 
 Firmware = Literal["bios", "uefi"]
 
 
-@task(name="verify-disk", task_run_name="verify-{firmware}", **STAGE)
+@task(name="verify-disk", task_run_name="verify-{firmware}", **TRIAL)
 def verify_boot(this: Pass, image: DiskImage, snapshot_id: str, firmware: Firmware) -> VerificationReport:
     """Boot the disk image by that firmware on a throw-away copy and look at what came up.
 
@@ -34,6 +34,7 @@ def verify_boot(this: Pass, image: DiskImage, snapshot_id: str, firmware: Firmwa
     """
     subject = f"verify-{firmware}"
     progress = this.progress(subject)
+    verification_id = new_id("v")
     wanted = this.job.verification
     disk = image.disks[0]
     with Store.open(settings().store_path) as store:
@@ -51,7 +52,7 @@ def verify_boot(this: Pass, image: DiskImage, snapshot_id: str, firmware: Firmwa
             disk.format,
             firmware,
             inventory,
-            evidence=_evidence(),
+            evidence=_evidence(verification_id),
             scratch=scratch,
             cache=settings().home / "accelerator.json",
             kernel=kernel_file if kernel is not None else None,
@@ -60,48 +61,54 @@ def verify_boot(this: Pass, image: DiskImage, snapshot_id: str, firmware: Firmwa
             script_timeout_seconds=wanted.script_timeout_seconds,
             progress=progress,
         )
-    return _judge(this, image.id, subject, report, progress.finish)
+    return _judge(this, image.id, verification_id, subject, report, progress)
 
 
-@task(name="verify-container", **STAGE)
+@task(name="verify-container", **TRIAL)
 def verify_container(this: Pass, image: ContainerImage, snapshot_id: str) -> VerificationReport:
     """Run the container image without a way out and see whether its services answer.
 
     Raises the VerificationError that tells why it did not prove itself; the report is kept in either case.
     """
     progress = this.progress("verify-container")
+    verification_id = new_id("v")
     wanted = this.job.verification
     with Store.open(settings().store_path) as store:
         inventory = store.snapshot(snapshot_id).inventory
     report = try_container(
         image,
         inventory,
-        evidence=_evidence(),
+        evidence=_evidence(verification_id),
         timeout_seconds=wanted.boot_timeout_seconds,
         script=wanted.script,
         script_timeout_seconds=wanted.script_timeout_seconds,
     )
-    return _judge(this, image.image_id, "verify-container", report, progress.finish)
+    return _judge(this, image.id, verification_id, "verify-container", report, progress)
 
 
-def _evidence() -> Path:
-    folder = settings().evidence_path / new_id("v")
+def _evidence(verification_id: str) -> Path:
+    folder = settings().evidence_path / verification_id
     folder.mkdir(parents=True, mode=0o700)
     return folder
 
 
-def _judge(this: Pass, image_id: str, subject: str, report: VerificationReport, finish: object) -> VerificationReport:
+def _judge(
+    this: Pass,
+    image_id: str,
+    verification_id: str,
+    subject: str,
+    report: VerificationReport,
+    progress: StageProgress,
+) -> VerificationReport:
     log = get_run_logger()
     with catalog() as opened:
-        opened.add_verification(this.job.id, this.run.id, image_id, report)
+        opened.add_verification(this.job.id, this.run.id, image_id, report, id=verification_id)
     show_report(this.job.id, f"{subject}-report", markdown(report))
     if report.evidence.screenshot:
         show_picture(this.job.id, f"{subject}-screen", Path(report.evidence.screenshot))
     for check in report.checks:
         log.info("%s: %s %s", check.name, check.status, check.detail)
-    if report.status != "succeeded":
-        assert report.error is not None
+    if report.error is not None:
         raise error_of(report.error.code, report.error.message)
-    if callable(finish):
-        finish()
+    progress.finish()
     return report

@@ -7,6 +7,7 @@ import pkgutil
 import sys
 from pathlib import Path
 
+import api
 import rehost
 from rehost.errors import RehostError, error_classes
 
@@ -15,8 +16,9 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
 
 def page() -> str:
     """The table of all codes, sorted."""
-    for module in pkgutil.walk_packages(rehost.__path__, "rehost."):
-        importlib.import_module(module.name)  # an error may be declared where it is raised
+    for package in (rehost, api):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)  # an error may be declared where it is raised
     classes = sorted({cls.code: cls for cls in error_classes()}.values(), key=lambda cls: cls.code)
     lines = [
         "# Errors",

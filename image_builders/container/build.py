@@ -111,7 +111,8 @@ def build_container(
         lambda given: progress(expected + min(given, expected), 2 * expected, "loading it into the engine"),
     )
     image = ContainerImage(
-        image_id=request.image_id,
+        id=request.image_id,
+        name=request.path,
         source_id=request.source_id,
         snapshot_id=request.snapshot_id,
         reference=request.reference,

@@ -27,7 +27,8 @@ class ContainerImage(Record):
     """A container image that was built and loaded, and pushed where `published` says so."""
 
     kind: Literal["container"] = "container"
-    image_id: str  # m-…
+    id: str  # m-…
+    name: str  # namespace/repository
     source_id: str
     snapshot_id: str
     reference: str  # with registry and tag, as `docker run` takes it

@@ -96,14 +96,14 @@ class Images:
             )
 
     def add_verification(
-        self, job_id: str, run_id: str, image_id: str, report: VerificationReport
+        self, job_id: str, run_id: str, image_id: str, report: VerificationReport, *, id: str | None = None
     ) -> VerificationRecord:
-        """Remember how an image proved itself, or failed to. Raises ImageNotFound."""
+        """Remember how an image proved itself, or failed to; under `id` if it has one. Raises ImageNotFound."""
         with self._database.write() as session:
             if session.get(ImageRow, image_id) is None:
                 raise ImageNotFound(id=image_id)
             row = VerificationRow(
-                id=new_id("v"),
+                id=id or new_id("v"),
                 job_id=job_id,
                 run_id=run_id,
                 image_id=image_id,

@@ -5,6 +5,7 @@ What needs the clock, the catalog or the source's inventory to be judged is in r
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
@@ -15,6 +16,7 @@ from rehost.catalog import cron
 from rehost.catalog.names import OCI_NAME, OCI_TAG, Description, Name, Tags, check_no_nul
 
 Integer = Annotated[int, Field(strict=True)]  # "5" and true are no numbers
+Moment = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]  # told as UTC, with `Z`
 Flag = Annotated[bool, Field(strict=True)]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
 DiskFormat = Literal["qcow2", "raw", "vhd"]
@@ -172,7 +174,7 @@ class ExecuteAt(SpecRecord):
     """The first run starts at that time, 10 minutes to 30 days ahead."""
 
     mode: Literal["at"]
-    start_at: AwareDatetime
+    start_at: Moment
 
 
 class CreateOnly(SpecRecord):
@@ -284,4 +286,4 @@ class JobSpec(SpecRecord):
     replication: Replication = Replication()
     verification: Verification = Verification()
     tags: Tags = Field(default_factory=dict)
-    valid_until: AwareDatetime | None = Field(None, description="7 to 90 days ahead; default 30 days")
+    valid_until: Moment | None = Field(None, description="7 to 90 days ahead; default 30 days")

@@ -37,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = importlib.import_module(_OWN_PROGRAMS[words[0]][0])
             return int(module.main(words[1:]))
         return _ask_api(parser().parse_args(words))
+    except pydantic.ValidationError as error:
+        faults = [("_".join(["REHOST", *map(str, e["loc"])]).upper(), str(e["msg"])) for e in error.errors()]
+        print_error("Settings.Invalid", "The settings are not valid.", "See docs/configuration.md.", faults)
+        return _USAGE
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
@@ -74,10 +78,6 @@ def _ask_api(arguments: argparse.Namespace) -> int:
         return error.exit_code
     except UsageError as error:
         print(f"rehost: {error}", file=sys.stderr)
-        return _USAGE
-    except pydantic.ValidationError as error:
-        faults = [("_".join(["REHOST", *map(str, e["loc"])]).upper(), str(e["msg"])) for e in error.errors()]
-        print_error("Settings.Invalid", "The settings are not valid.", "See docs/configuration.md.", faults)
         return _USAGE
 
 

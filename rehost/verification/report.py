@@ -73,7 +73,7 @@ def write_report(report: VerificationReport, directory: Path) -> VerificationRep
 
 def markdown(report: VerificationReport) -> str:
     """The report for people, as Markdown. Text of the guest cannot add markup of its own."""
-    lines = [f"# Verification of {_cell(report.subject)}: {report.status}", ""]
+    lines = [f"# Verification of {escaped(report.subject)}: {report.status}", ""]
     facts = []
     if report.accelerator:
         facts.append(f"accelerator {report.accelerator}")
@@ -82,9 +82,9 @@ def markdown(report: VerificationReport) -> str:
     if facts:
         lines += [", ".join(facts).capitalize() + ".", ""]
     if report.error:
-        lines += [f"**{report.error.code}**: {_cell(report.error.message)}", "", _cell(report.error.remedy), ""]
+        lines += [f"**{report.error.code}**: {escaped(report.error.message)}", "", escaped(report.error.remedy), ""]
     lines += ["| Check | Status | Detail | Seconds |", "|---|---|---|---:|"]
-    lines += [f"| {_cell(c.name)} | {c.status} | {_cell(c.detail)} | {c.seconds:.1f} |" for c in report.checks]
+    lines += [f"| {escaped(c.name)} | {c.status} | {escaped(c.detail)} | {c.seconds:.1f} |" for c in report.checks]
     if report.script_output:
         lines += ["", "## Output of the script", "", *("    " + line for line in report.script_output.splitlines())]
     return "\n".join(lines) + "\n"
@@ -93,5 +93,6 @@ def markdown(report: VerificationReport) -> str:
 _MARKUP = str.maketrans({c: "\\" + c for c in "\\`*_[]<>|#!"} | {"\n": " ", "\r": " "})
 
 
-def _cell(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text for one cell or line of Markdown; nothing in it is markup."""
     return text.translate(_MARKUP)
