@@ -1,8 +1,6 @@
 # Every target does its own set-up first (tools/setup.sh: idempotent).
 .DEFAULT_GOAL := help
 PYTHON := .venv/bin/python
-COUNT ?= 50
-SEED ?= 1
 
 .PHONY: help setup demo test up bench docs lint lock
 

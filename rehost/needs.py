@@ -128,6 +128,11 @@ NEEDS: tuple[Need, ...] = (
         "apt-get install docker.io, start it (systemctl start docker), and let your user talk to it",
         _engine,
     ),
+    _need("uid maps", ["demo"], "mmdebstrap as an ordinary user", _apt("uidmap"), _program("newuidmap")),
+    _need("sshd", ["demo"], "tests of the way to a server", _apt("openssh-server"), _program("sshd")),
+    _need(
+        "docker-registry", ["demo"], "the registry of the demo", _apt("docker-registry"), _program("docker-registry")
+    ),
     _need("mmdebstrap", ["demo"], "the server of the demo", _apt("mmdebstrap"), _program("mmdebstrap")),
 )
 

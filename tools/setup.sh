@@ -20,8 +20,12 @@ as_root() {
 packages() {
     if ! command -v dpkg-query >/dev/null; then
         missing=""
-        for program in python3 ssh sshd qemu-system-x86_64 qemu-img grub-mkimage mcopy debugfs setpriv dockerd mmdebstrap; do
+        for program in python3 ssh sshd qemu-system-x86_64 qemu-img grub-mkimage mcopy debugfs mke2fs setpriv dockerd \
+            mmdebstrap newuidmap docker-registry sgdisk setfacl setfattr setcap restic; do
             PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing="$missing $program"
+        done
+        for file in /usr/lib/grub/i386-pc/boot.img /usr/lib/grub/x86_64-efi/normal.mod; do
+            [ -e "$file" ] || missing="$missing $file"
         done
         [ -z "$missing" ] || { say "this is no Debian; install what is missing by hand:$missing"; exit 1; }
         return
@@ -38,7 +42,8 @@ packages() {
 }
 
 environment() {
-    wanted="$(cat requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)"
+    # The folder too: the programs in .venv/bin name it.
+    wanted="$( (pwd; cat requirements.lock pyproject.toml) | sha256sum | cut -d' ' -f1)"
     [ "$(cat .venv/.made-from 2>/dev/null || true)" = "$wanted" ] && return 0
     say "making the virtual environment in .venv"
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { say "Python 3.11 or later is needed"; exit 1; }
