@@ -9,10 +9,9 @@ from rehost.errors import NeedsUnmet, SourceError
 from rehost.needs import Purpose, unmet
 from rehost.replication.store import Store
 from rehost.settings import settings
-from rehost.source.connect import open_session
 from rehost.verification.trial import reap_containers
 from tasks.retries import STAGE
-from tasks.run_pass import Pass, catalog, reap_workspaces
+from tasks.run_pass import Pass, catalog, reap_workspaces, source_session
 
 
 @task(name="preflight", **STAGE)
@@ -36,7 +35,7 @@ def preflight(this: Pass) -> None:
     with Store.open(settings().store_path):
         pass  # it recovers what a dead process left half written
     try:
-        with open_session(this.source.connection) as session:
+        with source_session(this) as session:
             inventory = session.inventory()
     except SourceError as error:
         with catalog() as opened:

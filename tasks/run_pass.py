@@ -16,9 +16,12 @@ from rehost.errors import ImageNotFound
 from rehost.replication.store import Store
 from rehost.replication.tree import Tree
 from rehost.settings import Region, Settings, settings
+from rehost.source.connect import open_session
+from rehost.source.session import Session
 from tasks.reporting import StageProgress
 
 _LEDGER = "images"
+_WIRE = "bytes-on-wire"
 _OWNER = "owner"  # the process that does the run
 
 
@@ -61,6 +64,30 @@ class Pass:
                 opened.set_progress(self.job.id, percent, eta_seconds)
 
         return StageProgress(self.job.id, stage, remember)
+
+
+@contextmanager
+def source_session(this: Pass) -> Iterator[Session]:
+    """A session with the pass's source, under the job's limits. What comes over its wire is counted for the run."""
+    replication = this.job.replication
+    with open_session(
+        this.source.connection,
+        compress_level=replication.compress_level,
+        bandwidth_limit_kbps=replication.bandwidth_limit_kbps,
+    ) as session:
+        try:
+            yield session
+        finally:
+            counted = bytes_on_wire(this) + session.bytes_on_wire()
+            (this.workspace / _WIRE).write_text(str(counted), encoding="utf-8")
+
+
+def bytes_on_wire(this: Pass) -> int:
+    """What came from the source in all sessions of this pass so far, those that broke among them."""
+    try:
+        return int((this.workspace / _WIRE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return 0
 
 
 @contextmanager

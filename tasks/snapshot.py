@@ -8,9 +8,8 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from rehost.replication.transfer import scan
-from rehost.source.connect import open_session
 from tasks.retries import STAGE
-from tasks.run_pass import Pass, catalog
+from tasks.run_pass import Pass, catalog, source_session
 
 
 @task(name="snapshot", **STAGE)
@@ -22,12 +21,7 @@ def snapshot(this: Pass) -> Path:
     with catalog() as opened:
         inventory = opened.source(this.source.id).inventory
     progress = this.progress("snapshot")
-    replication = this.job.replication
-    with open_session(
-        this.source.connection,
-        compress_level=replication.compress_level,
-        bandwidth_limit_kbps=replication.bandwidth_limit_kbps,
-    ) as session:
+    with source_session(this) as session:
         table = scan(session, inventory, this.job.exclude, this.workspace, progress)
     progress.finish()
     get_run_logger().info("the files table is complete: %s", table.name)

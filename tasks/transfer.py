@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,9 +16,8 @@ from rehost.replication.store import Store
 from rehost.replication.transfer import TransferReport
 from rehost.replication.transfer import transfer as transfer_content
 from rehost.settings import settings
-from rehost.source.connect import open_session
 from tasks.retries import STAGE
-from tasks.run_pass import Pass, catalog
+from tasks.run_pass import Pass, bytes_on_wire, catalog, source_session
 
 
 @task(name="transfer", **STAGE)
@@ -42,11 +42,7 @@ def transfer(this: Pass, table: Path) -> tuple[str, TransferReport]:
     )
     with (
         Store.open(settings().store_path, compress_level=replication.compress_level) as store,
-        open_session(
-            this.source.connection,
-            compress_level=replication.compress_level,
-            bandwidth_limit_kbps=replication.bandwidth_limit_kbps,
-        ) as session,
+        source_session(this) as session,
     ):
         taken, report = transfer_content(
             session,
@@ -57,6 +53,7 @@ def transfer(this: Pass, table: Path) -> tuple[str, TransferReport]:
             checksum=replication.checksum,
             progress=progress,
         )
+    report = replace(report, bytes_on_wire=bytes_on_wire(this))
     with catalog() as opened:
         opened.record_snapshot(
             this.run.id,
