@@ -26,6 +26,8 @@ from rehost.errors import ProgramFailed, ProgramNotFound, ProgramTimeout
 
 log = logging.getLogger(__name__)
 
+PIPE = subprocess.PIPE  # what `spawn` takes for a pipe of the caller's
+
 _KEPT_VARIABLES = (
     "HOME",
     "USER",

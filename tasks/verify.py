@@ -23,6 +23,8 @@ from tasks.reporting import StageProgress, show_picture, show_report
 from tasks.retries import TRIAL
 from tasks.run_pass import Pass, catalog, snapshot_tree
 
+_CONTAINER_SECONDS = 300.0  # until its services are up, where the job says nothing
+
 Firmware = Literal["bios", "uefi"]
 
 
@@ -79,7 +81,7 @@ def verify_container(this: Pass, image: ContainerImage, snapshot_id: str) -> Ver
         image,
         inventory,
         evidence=_evidence(verification_id),
-        timeout_seconds=wanted.boot_timeout_seconds,
+        timeout_seconds=wanted.boot_timeout_seconds or _CONTAINER_SECONDS,
         script=wanted.script,
         script_timeout_seconds=wanted.script_timeout_seconds,
     )

@@ -260,7 +260,9 @@ class Verification(SpecRecord):
     """How an image proves itself after each build."""
 
     enabled: Flag = True
-    boot_timeout_seconds: Annotated[Integer, Field(ge=30, le=7200)] = 900
+    boot_timeout_seconds: Annotated[Integer, Field(ge=30, le=7200)] | None = Field(
+        None, description="default: 300 with KVM, 900 where the boot is emulated"
+    )
     script: Annotated[str, Field(min_length=1, max_length=65_536), AfterValidator(check_no_nul)] | None = Field(
         None, description="run as root in the guest; its exit status decides"
     )

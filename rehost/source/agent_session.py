@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from subprocess import PIPE
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rehost.agent import protocol
 from rehost.errors import SourceError, SourceNotEnoughPrivileges, SourceUnreachable
 from rehost.replication.tree import printable
-from rehost.run import spawn
+from rehost.run import PIPE, spawn
 from rehost.source.agent_program import PYTHON_OPTIONS, bootstrap, program
 from rehost.source.agent_reading import AgentReading
 from rehost.source.channel import Channel, Explain, new_token
