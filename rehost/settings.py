@@ -27,6 +27,12 @@ class Region(BaseModel):
     registry_insecure: bool = Field(False, description="speak HTTP to the registry instead of HTTPS")
     max_running_jobs: int = Field(50, ge=1)
 
+    @field_validator("images")
+    @classmethod
+    def _whole_path(cls, images: Path | None) -> Path | None:
+        """The same folder for every process, wherever it works."""
+        return None if images is None else images.expanduser().absolute()
+
 
 class Settings(BaseSettings):
     """All settings, checked once. Environment first, then rehost.toml, then the defaults."""
