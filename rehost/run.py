@@ -112,14 +112,15 @@ class Process:
         self.popen = popen
         self.argv = tuple(argv)
         self._stderr = bytearray()
+        # Ours alone: Popen.communicate would read it too, and each would get a part.
+        self._pipe, popen.stderr = popen.stderr, None
         self._drain = threading.Thread(target=self._keep_stderr, daemon=True)
         self._drain.start()
 
     def _keep_stderr(self) -> None:
-        pipe = self.popen.stderr
-        if pipe is None:  # it goes to a file of the caller's
+        if self._pipe is None:  # it goes to a file of the caller's
             return
-        with contextlib.suppress(ValueError, OSError):
+        with contextlib.suppress(ValueError, OSError), self._pipe as pipe:
             while piece := os.read(pipe.fileno(), 65_536):
                 self._stderr += piece
                 del self._stderr[:-_STDERR_KEPT]
@@ -208,7 +209,7 @@ def spawn(
         yield process
     finally:
         process.end()
-        for pipe in (popen.stdin, popen.stdout, popen.stderr):
+        for pipe in (popen.stdin, popen.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError, BrokenPipeError):
                     pipe.close()
