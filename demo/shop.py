@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import docker.errors
+
 from demo.client import Client, rehost_services
 from demo.registry import free_port, registry
 from demo.server import HOSTNAME, PAGE, Server, build_server_disk, running_server, server_tree
+from rehost.engine import engine
 
 log = logging.getLogger("demo")
 
@@ -178,10 +181,20 @@ def _kind_of(verification: dict[str, Any]) -> str:
     return next((kind for kind in ("bios", "uefi") if kind in subject), "container")
 
 
+def forget(home: Path) -> None:
+    """Remove what an earlier run left: its folder, and its images in the engine, which outlive it."""
+    for record in home.glob("rehost/images/*/*/image.json"):
+        engine_id = json.loads(record.read_text(encoding="utf-8")).get("engine_id")
+        if engine_id is not None:
+            with engine("remove the image of an earlier demo") as client, contextlib.suppress(docker.errors.NotFound):
+                client.images.remove(engine_id, force=True)
+    shutil.rmtree(home, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def the_shop_and_rehost(home: Path) -> Iterator[tuple[Client, Server]]:
     """The server, a registry and `rehost up`, all running for the length of a block. `home` is made anew."""
-    shutil.rmtree(home, ignore_errors=True)
+    forget(home)
     server_folder, registry_folder = home / "server", home / "registry"
     for folder in (server_folder, registry_folder):
         folder.mkdir(parents=True)

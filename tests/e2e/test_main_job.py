@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from demo.shop import migrate, the_shop_and_rehost
+from demo.shop import forget, migrate, the_shop_and_rehost
 
 
 @pytest.mark.engine
@@ -18,6 +18,7 @@ def test_a_running_server_becomes_images_that_boot_by_both_firmwares_and_run_in_
         assert server.ssh("systemctl is-system-running").strip() == "running", "the source was touched"
         left = server.ssh("pgrep -fa '[p]ython3 '; find / -xdev -newer /srv/files/sparse -name '*rehost*'; true")
         assert not left.strip(), "something of Rehost stayed on the source"
+    forget(tmp_path)
     assert seen["bytes_on_wire"] > 50e6
     assert (seen["disk_image"]["bios_boot"], seen["disk_image"]["uefi_boot"]) == ("succeeded", "succeeded")
     assert seen["container_image"]["run"] == "succeeded"
