@@ -17,7 +17,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import State, StateType
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed, Scheduled
 
 from flows.order import Order
@@ -121,9 +121,3 @@ async def end_run(flow_run_id: str, *, cancelled: bool) -> None:
     state = State(type=StateType.CANCELLED) if cancelled else Crashed(message="Its process died.")
     async with _prefect() as client:
         await client.set_flow_run_state(UUID(flow_run_id), state, force=True)
-
-
-def run_url(flow_run_id: str) -> str | None:
-    """Where the Prefect UI shows the run."""
-    base = PREFECT_UI_URL.value()
-    return f"{base}/runs/flow-run/{flow_run_id}" if base else None

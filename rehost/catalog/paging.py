@@ -26,7 +26,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def page(
     session: Session,
-    query: Select[Row],
+    query: Select[tuple[Row]],
     created_at: InstrumentedAttribute[datetime],
     id: InstrumentedAttribute[str],
     *,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from demo.registry import free_port
 from rehost.source.connect import SshConnection
 
 _WAIT_SECONDS = 20.0
@@ -28,7 +29,7 @@ class Sshd:
         self.directory = directory
         self.identity_file = directory / "identity"
         self.known_hosts = directory / "known_hosts"
-        self.port = _free_port()
+        self.port = free_port()
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
         for name in ("identity", "host_key", "other_key"):
@@ -162,13 +163,6 @@ def sshd(_sshd_server: Sshd) -> Sshd:
 
 def _keygen(path: Path) -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def _user() -> str:

@@ -16,6 +16,7 @@ import pytest
 from docker.client import DockerClient
 from docker.errors import DockerException
 
+from demo.registry import registry
 from image_builders.container.build import build_container
 from image_builders.container.left_out import carried_xattr
 from image_builders.container.publish import publish_container
@@ -36,7 +37,6 @@ from tests.support.containers import (
     inventory,
     listener,
     make_server,
-    registry,
     request,
     table_from,
 )
@@ -373,7 +373,9 @@ def test_a_registry_that_wants_a_login_is_given_one_or_refuses(
     image: ContainerImage, client: DockerClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG")
-    with registry(tmp_path, HTPASSWD) as address:
+    users = tmp_path / "htpasswd"
+    users.write_text(HTPASSWD)
+    with registry(tmp_path, users) as address:
         wanted = request("tiny", registry=address)
         for credentials in (None, Credentials("me", "hunter2-wrong")):
             with pytest.raises(RegistryDenied):

@@ -71,7 +71,9 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def job_of(client: Client, connection: dict[str, Any], **replication: Any) -> dict[str, Any]:
+def job_of(
+    client: Client, connection: dict[str, Any], incremental: dict[str, Any] | None = None, **replication: Any
+) -> dict[str, Any]:
     name = f"tree-{time.monotonic_ns()}"
     source = client.post("/v1/sources", {"name": name, "connection": connection})
     job: dict[str, Any] = client.post(
@@ -84,6 +86,7 @@ def job_of(client: Client, connection: dict[str, Any], **replication: Any) -> di
             "execution": {"mode": "create_only"},
             "replication": replication,
             "verification": {"enabled": False},
+            "incremental": incremental,
         },
     )
     return job
@@ -270,6 +273,30 @@ def test_a_worker_that_is_killed_ends_the_services_and_the_next_start_puts_its_j
     assert not agents(tree)
     with Catalog.open(Settings(home=tmp_path / "home")) as catalog:
         assert catalog.job(job["id"]).status == "Stopped"
+
+
+def test_an_incremental_job_runs_by_its_schedule_and_goes_on_after_a_restart(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    environment = {
+        "REHOST_HOME": str(tmp_path / "home"),
+        "REHOST_API_PORT": str(free_port()),
+        "REHOST_PREFECT_PORT": str(free_port()),
+        "REHOST_HOUR_SECONDS": "20",
+    }
+
+    def scheduled() -> set[str]:
+        runs = client.get(f"/v1/jobs/{job['id']}/runs?limit=50")["items"]
+        return {run["id"] for run in runs if run["kind"] == "schedule" and run["ended_at"]}
+
+    with rehost_services(environment) as client:
+        job = job_of(client, {"kind": "path", "root": str(tree)}, incremental={"interval_hours": 1})
+        client.post(f"/v1/jobs/{job['id']}/start", {})
+        wait_for("run by the schedule", scheduled)
+    with rehost_services(environment) as client:
+        before = scheduled()
+        wait_for("run by the schedule after the restart", lambda: scheduled() - before)
 
 
 def services_of(home: Path, words: bytes) -> list[int]:

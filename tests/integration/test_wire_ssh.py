@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from demo.registry import free_port
 from rehost.errors import (
     SourceAuthenticationFailed,
     SourceError,
@@ -30,7 +31,7 @@ from rehost.source.agent_session import AgentSession, open_program
 from rehost.source.connect import PathConnection, SshConnection, open_session
 from rehost.source.session import FileContent, FileRequest, Session
 from rehost.source.ssh import ssh_argv, ssh_error
-from tests.integration.conftest import Sshd, _free_port
+from tests.integration.conftest import Sshd
 from tests.support.trees import assert_same_tree, make_nasty_tree
 from tests.support.wire import take, volume
 
@@ -129,7 +130,7 @@ def test_a_wrong_identity_is_an_authentication_failure(sshd: Sshd) -> None:
 
 
 def test_nobody_on_the_port_is_unreachable(sshd: Sshd) -> None:
-    assert isinstance(_refusal(sshd.connection(port=_free_port())), SourceUnreachable)
+    assert isinstance(_refusal(sshd.connection(port=free_port())), SourceUnreachable)
 
 
 def test_a_killed_session_is_unreachable_and_leaves_nothing(sshd: Sshd, tmp_path: Path) -> None:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
 import shutil
-import socket
 import stat
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pyarrow as pa
 
 from image_builders.container.request import ContainerRequest
 from rehost.replication.manifest import CHUNK_BYTES, Chunk, Entry, table_of
-from rehost.run import spawn
 from rehost.source.inventory import Inventory, Listener
 
 NAMESPACE = "rehost-tests"
@@ -154,27 +150,3 @@ def request(repository: str, *, registry: str | None = None, command: Sequence[s
         snapshot_at=SNAPSHOT_AT,
         command=tuple(command),
     )
-
-
-@contextlib.contextmanager
-def registry(directory: Path, htpasswd: str | None = None) -> Iterator[str]:
-    """Debian's docker-registry on a free port of the loopback interface; gives host:port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    lines = [
-        "version: 0.1",
-        "log: {level: error}",
-        "storage:",
-        f"  filesystem: {{rootdirectory: {directory / 'registry'}}}",
-        f"http: {{addr: '{address}'}}",
-    ]
-    if htpasswd:
-        (directory / "htpasswd").write_text(htpasswd)
-        lines.append(f"auth: {{htpasswd: {{realm: tests, path: {directory / 'htpasswd'}}}}}")
-    (directory / "registry.yml").write_text("\n".join(lines) + "\n")
-    with spawn(["docker-registry", "serve", str(directory / "registry.yml")]) as process:
-        transport = httpx.HTTPTransport(retries=8)  # waits longer after each refusal, some 60 seconds in all
-        with httpx.Client(transport=transport, trust_env=False) as client:
-            assert client.get(f"http://{address}/v2/").status_code in (200, 401), process.stderr()
-        yield address
