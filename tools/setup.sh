@@ -48,8 +48,10 @@ environment() {
     say "making the virtual environment in .venv"
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { say "Python 3.11 or later is needed"; exit 1; }
     [ -x .venv/bin/python ] || python3 -m venv .venv
-    .venv/bin/pip install -q --require-hashes -r requirements.lock >&2
+    # The lock names everything; pip's resolver would look for newer versions of what is wanted with extras.
+    .venv/bin/pip install -q --require-hashes --no-deps -r requirements.lock >&2
     .venv/bin/pip install -q --no-deps --no-build-isolation -e . >&2
+    .venv/bin/pip check >&2
     printf '%s\n' "$wanted" > .venv/.made-from
 }
 
