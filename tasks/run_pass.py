@@ -171,8 +171,10 @@ def _owner_lives(run_id: str) -> bool | None:
 def _identity(process: int) -> str:
     """Machine, boot, number and start time of a process: no other one ever has the same four."""
     try:
-        # proc(5): the name in parentheses may hold spaces; the start time is the 22nd field.
-        started = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        # proc(5): the name in parentheses may hold spaces; the state is the third field, the start time the 22nd.
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        # A killed process is seen until its parent reaps it, and not every machine's first process hurries to.
+        started = "gone" if fields[0] in "ZX" else fields[19]
     except OSError:
         started = "gone"
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
