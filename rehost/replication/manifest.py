@@ -73,6 +73,26 @@ FILES_SCHEMA = pa.schema(
     metadata={b"rehost.format": b"files/1"},
 )
 
+# What a scan tells of a name: the files table without what only reading and comparing can say, and the number of names.
+SCAN_SCHEMA = pa.schema(
+    [
+        *(field for field in FILES_SCHEMA if field.name not in ("link_group", "chunks", "unstable")),
+        pa.field("nlink", pa.uint32(), nullable=False),
+    ],
+    metadata={b"rehost.format": b"scan/1"},
+)
+
+# Blocks of regions (see snapshots.Region), sorted by region and block; a block that is not there is zeros.
+BLOCKS_SCHEMA = pa.schema(
+    [
+        pa.field("region", pa.uint16(), nullable=False),  # index into the snapshot's regions
+        pa.field("block", pa.uint64(), nullable=False),  # counted from the region's start in its block_bytes
+        pa.field("hash", pa.binary(16), nullable=False),  # by the region's `hash`: finds what changed, names nothing
+        pa.field("sha256", pa.binary(SHA256_BYTES), nullable=False),  # the chunk; the last block may be shorter
+    ],
+    metadata={b"rehost.format": b"blocks/1"},
+)
+
 KEPT_FLAGS = 0x10 | 0x20 | 0x40  # FS_IMMUTABLE_FL, FS_APPEND_FL, FS_NODUMP_FL
 
 

@@ -23,6 +23,28 @@ _ID = re.compile(r"n-[a-z0-9]{20}")
 _ROWS_A_GROUP = 65_536
 
 
+class Region(Record):
+    """A stretch of a disk that was taken block by block: a partition, a partition table, or a gap with boot code."""
+
+    disk: int  # index of the inventory's disk
+    start: int  # bytes from the start of that disk
+    size_bytes: int
+    device: str | None = None  # of the inventory's partition: "0_2"; None for tables and gaps
+    filesystem: str | None = None
+    used_by: str  # whose records told which blocks are in use: ext4, xfs, btrfs, swap, lvm; `nonzero`: all but zeros
+    used_bytes: int  # of the blocks that were in use
+    block_bytes: int = 65_536
+    hash: str = "xxh3_128"  # of the column `hash`; or blake2b_128 where the source had no XXH3
+
+
+class VolumeConsistency(Record):
+    """How a volume was held still while it was copied."""
+
+    mount_point: str
+    method: str  # lvm, btrfs, freeze, live
+    detail: str = ""  # why it was not a better one
+
+
 class Snapshot(Record):
     """A server at one time: what was known of it, and what its files table is about."""
 
@@ -32,9 +54,12 @@ class Snapshot(Record):
     created_at: datetime
     inventory: Inventory
     volumes: tuple[Volume, ...]  # the files table's `volume` column counts these
-    consistency: str = "live"
+    regions: tuple[Region, ...] = ()  # the blocks table's `region` column counts these
+    consistency: tuple[VolumeConsistency, ...] = ()
     files_total: int = 0  # rows of the files table
-    bytes_total: int = 0  # the sum of their sizes, an inode with several names counted once
+    bytes_total: int = (
+        0  # the sum of their sizes, an inode with several names counted once; and the regions' used bytes
+    )
     exclude: tuple[str, ...] = ()
 
 

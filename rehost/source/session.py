@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
+from rehost.replication.bundles import Bundle
 from rehost.replication.manifest import Chunk
 from rehost.source.inventory import Inventory, Volume
 
@@ -61,10 +62,9 @@ class Session(Protocol):
         ...
 
     def scan(self, volumes: Sequence[Volume], exclude: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Every name on these volumes, as batches of FILES_SCHEMA rows without chunks and link groups.
+        """Every name on these volumes, as batches of SCAN_SCHEMA rows, sorted by path as bytes, none twice.
 
-        A directory comes before what is in it; nothing else is promised of the order. `exclude` holds the patterns
-        of docs/wire.md.
+        `exclude` holds the patterns of docs/wire.md.
         """
         ...
 
@@ -72,12 +72,12 @@ class Session(Protocol):
         self,
         requests: Iterable[FileRequest],
         wanted: Callable[[Sequence[bytes]], Sequence[bool]],
-        deliver: Callable[[bytes, bytes], None],
+        deliver: Callable[[Bundle], None],
     ) -> Iterator[FileContent]:
         """The content of these files, in the order of the requests.
 
-        SHA-256 names are put to `wanted` in batches. Each wanted chunk is given once to `deliver(sha256, raw)`, its
-        SHA-256 already compared, before the FileContent that names it is yielded.
+        SHA-256 names are put to `wanted` in batches. Each wanted chunk is given once to `deliver`, in a bundle, before
+        the FileContent that names it is yielded. A bundle's content has been compared with nothing: the store does.
         """
         ...
 
