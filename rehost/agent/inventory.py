@@ -5,6 +5,7 @@ changes nothing. Each part stands alone: what a machine lacks is left out, it ne
 was read, bounded, and understood on the other side.
 """
 
+import json
 import os
 import platform
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 from rehost.agent import inventory_disks, inventory_files, inventory_network
 from rehost.agent.inventory_files import read_text
+from rehost.agent.protocol import RESULT
 
 _PROGRAM_SECONDS = 20
 _UNITS = 2000
@@ -19,6 +21,12 @@ _TOOLS = (
     "python3 rsync tar ssh systemctl ip lvm mdadm cryptsetup btrfs fsfreeze xfs_freeze zstd docker podman "
     "grub-install grub2-install update-grub grub2-mkconfig update-initramfs dracut mkinitcpio restic"
 ).split()
+
+
+def serve(context: Any, body: bytes) -> None:
+    """Answer one INVENTORY."""
+    facts = json.dumps(collect(context.root), separators=(",", ":")).encode("ascii")
+    context.output.send(RESULT, *context.codec(1).pack(facts))
 
 
 def collect(root: bytes) -> Dict[str, Any]:

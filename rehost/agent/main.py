@@ -1,5 +1,6 @@
 """The agent's life: a hello, then one request after the other, until standard input ends."""
 
+import importlib
 import json
 import os
 import platform
@@ -9,15 +10,21 @@ import socket
 import sys
 import threading
 import traceback
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from rehost.agent import protocol
 from rehost.agent.output import Output
-from rehost.agent.read import Finished, Reading
-from rehost.agent.scan import Scan
 from rehost.agent.walk import Walker
 
 _Frame = Tuple[int, bytes]
+
+# What serves a request, by its kind: "module:function", imported when it is first asked for. It is called with the
+# Context and the body of the request's frame, and may take further frames from `context.control`.
+HANDLERS = {
+    protocol.INVENTORY: "rehost.agent.inventory:serve",
+    protocol.SCAN: "rehost.agent.scan:serve",
+    protocol.READ: "rehost.agent.read:serve",
+}
 
 
 class Input:
@@ -82,6 +89,28 @@ def serve(token: str, root: bytes) -> None:
         os._exit(1)
 
 
+class Context:
+    """What the handlers of requests work with, the same for all of a session."""
+
+    def __init__(self, output: Output, control: Input, start: Dict[str, Any], root: bytes) -> None:
+        self.output = output
+        self.control = control  # .requests: further frames (kind, body); .answers: those to questions (number, body)
+        self.start = start  # what START said
+        self.root = root
+        self._walker: Optional[Walker] = None
+
+    @property
+    def walker(self) -> Walker:
+        """Opens what is below the root."""
+        if self._walker is None:
+            self._walker = Walker(self.root)
+        return self._walker
+
+    def codec(self, level: int) -> protocol.Codec:
+        """Packs at that level, by the codec that was agreed upon; not for two threads at once."""
+        return protocol.Codec(self.start["codec"], level)
+
+
 def _serve(control: Input, output: Output, root: bytes) -> None:
     kind, body = control.requests.get()
     if kind != protocol.START:
@@ -90,21 +119,13 @@ def _serve(control: Input, output: Output, root: bytes) -> None:
     output.limit(float(start["bytes_per_second"]))
     os.nice(int(start["nice"]))
     threading.Thread(target=output.keep_alive, daemon=True).start()
-    walker = Walker(root)
+    context = Context(output, control, start, root)
     while True:
         kind, body = control.requests.get()
-        if kind == protocol.INVENTORY:
-            from rehost.agent import inventory
-
-            output.send(protocol.RESULT, *protocol.Codec(start["codec"], 1).pack(_json(inventory.collect(root))))
-        elif kind == protocol.SCAN:
-            Scan(output, protocol.Codec(start["codec"], 1), walker, _object(body)).run()
-        elif kind == protocol.READ:
-            codec = protocol.Codec(start["codec"], int(start["level"]))
-            Reading(output, codec, walker, control.answers, _finished).run(_requests(control))
-            output.send(protocol.RESULT, *protocol.Codec("none", 0).pack(b"{}"))
-        else:
+        if kind not in HANDLERS:
             raise ValueError("frame kind %d is not known" % kind)
+        module, _, function = HANDLERS[kind].partition(":")
+        getattr(importlib.import_module(module), function)(context, body)
 
 
 def _hello() -> Dict[str, Any]:
@@ -117,21 +138,6 @@ def _hello() -> Dict[str, Any]:
         "hashes": protocol.hashes(),
         "codecs": protocol.codecs(),
     }
-
-
-def _requests(control: Input) -> Iterator[Tuple[int, bytes]]:
-    while True:
-        kind, body = control.requests.get()
-        if kind == protocol.REQUESTED:
-            return
-        if kind != protocol.REQUEST:
-            raise ValueError("frame kind %d inside a read" % kind)
-        for index, path in json.loads(body.decode("ascii")):
-            yield index, path.encode("latin-1")
-
-
-def _finished(files: List[Finished]) -> bytes:
-    return _json(files)
 
 
 def _json(value: Any) -> bytes:

@@ -6,12 +6,13 @@ bounded, so memory is too.
 
 import errno
 import hashlib
+import json
 import os
 import queue
 import stat
 import threading
 import time
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Iterable, Iterator, List, Optional, Tuple
 
 from rehost.agent.output import Output
 from rehost.agent.protocol import (
@@ -23,6 +24,9 @@ from rehost.agent.protocol import (
     BATCHES_AHEAD,
     DATA,
     DONE,
+    REQUEST,
+    REQUESTED,
+    RESULT,
     Codec,
 )
 from rehost.agent.walk import Walker
@@ -34,6 +38,24 @@ _TICK_SECONDS = 0.02  # clocks of filesystems go by ticks of the kernel, 1 to 10
 Request = Tuple[int, bytes]
 # request, size, mtime, ctime, unstable, error, attempt, number of chunks
 Finished = Tuple[int, int, int, int, bool, Optional[str], int, int]
+
+
+def serve(context: Any, body: bytes) -> None:
+    """Answer one READ: the files that are asked for meanwhile, until there are no more."""
+    codec = context.codec(int(context.start["level"]))
+    Reading(context.output, codec, context.walker, context.control.answers).run(_requests(context.control))
+    context.output.send(RESULT, *Codec("none", 0).pack(b"{}"))
+
+
+def _requests(control: Any) -> Iterator[Request]:
+    while True:
+        kind, body = control.requests.get()
+        if kind == REQUESTED:
+            return
+        if kind != REQUEST:
+            raise ValueError("frame kind %d inside a read" % kind)
+        for index, path in json.loads(body.decode("ascii")):
+            yield index, path.encode("latin-1")
 
 
 class _Batch:
@@ -53,13 +75,11 @@ class Reading:
         codec: Codec,
         walker: Walker,
         answers: "queue.Queue[Tuple[int, bytes]]",
-        tell: Callable[[List[Finished]], bytes],
     ) -> None:
         self._output = output
         self._codec = codec
         self._walker = walker
         self._answers = answers
-        self._tell = tell
         self._batch = _Batch()
         self._number = 0
         self._ahead = threading.Semaphore(BATCHES_AHEAD)
@@ -161,7 +181,9 @@ class Reading:
                     if want:
                         self._output.send(DATA, *self._codec.pack(batch.contents[place]))
                     batch.contents[place] = b""
-                self._output.send(DONE, ASK_HEAD.pack(number), self._tell(batch.finished))
+                self._output.send(
+                    DONE, ASK_HEAD.pack(number), json.dumps(batch.finished, separators=(",", ":")).encode("ascii")
+                )
                 number += 1
                 self._ahead.release()
         except BaseException as error:  # the reading thread tells of it

@@ -32,6 +32,11 @@ _GET_FLAGS = (2 << _DIRECTION_BIT) | (struct.calcsize("l") << 16) | (ord("f") <<
 _KEPT_FLAGS = 0x10 | 0x20 | 0x40  # i, a, d of chattr
 
 
+def serve(context: Any, body: bytes) -> None:
+    """Answer one SCAN."""
+    Scan(context.output, context.codec(1), context.walker, json.loads(body.decode("ascii"))).run()
+
+
 class Scan:
     """One scan: which volumes, what is left out, and the rows not sent yet."""
 

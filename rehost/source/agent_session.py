@@ -55,6 +55,18 @@ class AgentSession:
         self._busy = False
         self._skipped: tuple[Skipped, ...] = ()
 
+    @property
+    def channel(self) -> Channel:
+        """The frames' way to the agent and back, for what is asked inside `exclusive`."""
+        return self._channel
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Channel]:
+        """The channel for one request and its answers. A session that is left in the middle takes no further one."""
+        self._begin()
+        yield self._channel
+        self._busy = False
+
     def bytes_on_wire(self) -> int:
         """All bytes received from the source so far."""
         return self._channel.received
