@@ -1,4 +1,4 @@
-"""Which chunk is in which pack: the immutable Parquet index of a pack, and all of them together in memory."""
+"""Which chunk is in which bundle: the immutable Parquet index of a pack, and all of them together in memory."""
 
 from __future__ import annotations
 
@@ -10,47 +10,86 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rehost.replication.manifest import SHA256_BYTES
-from rehost.replication.packs import HEADER, RAW_BYTES_MAX, Record
+from rehost.replication.bundles import RAW, ZSTD
+from rehost.replication.manifest import SHA256_BYTES, single
+from rehost.replication.packs import CHUNKS_MAX, HEADER, RAW_BYTES_MAX, ROW_BYTES, Record
 
 INDEX_SCHEMA = pa.schema(
     [
-        pa.field("sha256", pa.binary(SHA256_BYTES), nullable=False),  # sorted by it
+        pa.field("sha256", pa.binary(SHA256_BYTES), nullable=False),  # rows are in the order of the pack
         pa.field("offset", pa.uint32(), nullable=False),  # of the record's header, from the start of the pack
-        pa.field("stored_length", pa.uint32(), nullable=False),  # bytes after the header
-        pa.field("raw_length", pa.uint32(), nullable=False),
-        pa.field("encoding", pa.uint8(), nullable=False),
+        pa.field("chunks", pa.uint32(), nullable=False),  # chunks in the record's table, damaged ones too
+        pa.field("stored_length", pa.uint32(), nullable=False),  # bytes of the record's payload
+        pa.field("raw_length", pa.uint32(), nullable=False),  # bytes of the payload unpacked
+        pa.field("codec", pa.uint8(), nullable=False),
+        pa.field("place", pa.uint32(), nullable=False),  # of the chunk, from the start of the unpacked payload
+        pa.field("length", pa.uint32(), nullable=False),  # bytes of the chunk
     ],
-    metadata={b"rehost.format": b"index/1"},
+    metadata={b"rehost.format": b"index/2"},
 )
+_OF_RECORDS = ("offset", "chunks", "stored_length", "raw_length", "codec")  # the same for all chunks of a record
 
 # Names are compared as 32-byte strings. NumPy leaves off zero bytes at the end when it takes one out as Python bytes,
 # but compares all of them: two names of 32 bytes are equal here only if they are.
-_NAME = np.dtype("S32")
+NAME = np.dtype("S32")
 
 
 class Location(NamedTuple):
-    """Where a chunk is: the number of its pack in this process, and its place there."""
+    """Where a chunk is: the number of its bundle in this process, and its place in the bundle's content."""
+
+    bundle: int
+    place: int
+    length: int
+
+
+class BundleAt(NamedTuple):
+    """Where a bundle is: the number of its pack in this process, and what its record says."""
 
     pack: int
     offset: int
+    chunks: int
     stored_length: int
+    raw_length: int
+    codec: int
 
     @property
-    def length(self) -> int:
-        """Bytes of the whole record, header and payload."""
-        return HEADER.size + self.stored_length
+    def payload_at(self) -> int:
+        """Bytes from the start of the pack to the payload."""
+        return self.offset + HEADER.size + self.chunks * ROW_BYTES
+
+
+def index_table(records: Sequence[Record]) -> pa.Table:
+    """The index of a pack, from its records in order."""
+    counts = np.array([record.chunks for record in records], np.int64)
+    lengths = np.concatenate([record.lengths for record in records])
+    ends = np.cumsum(lengths, dtype=np.int64)
+    starts = ends - lengths
+    columns: dict[str, np.ndarray] = {
+        name: np.repeat(np.array([getattr(record, name) for record in records], np.uint32), counts)
+        for name in _OF_RECORDS
+    }
+    columns["place"] = starts - np.repeat(starts[np.cumsum(counts) - counts], counts)
+    columns["length"] = lengths
+    names = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(SHA256_BYTES), len(lengths), [None, pa.py_buffer(b"".join(record.names for record in records))]
+    )
+    arrays = [
+        names,
+        *(pa.array(columns[field.name].astype(field.type.to_pandas_dtype())) for field in list(INDEX_SCHEMA)[1:]),
+    ]
+    table = pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
+    if all(record.sound is None for record in records):
+        return table
+    sound = [np.ones(record.chunks, bool) if record.sound is None else record.sound for record in records]
+    return table.filter(pa.array(np.concatenate(sound))).combine_chunks()
 
 
 def index_bytes(records: Sequence[Record]) -> bytes:
     """The Parquet file of a pack's index."""
-    ordered = sorted(records)
-    columns = zip(*ordered, strict=True)
-    table = pa.Table.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA, strict=True)], schema=INDEX_SCHEMA
-    )
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_statistics=False)
+    pq.write_table(
+        index_table(records), sink, compression="zstd", use_dictionary=list(_OF_RECORDS), write_statistics=False
+    )
     return sink.getvalue()
 
 
@@ -60,81 +99,120 @@ def read_index(data: bytes, pack_size: int) -> pa.Table:
         table = pq.read_table(io.BytesIO(data), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error)) from error
-    if not table.schema.equals(INDEX_SCHEMA):
+    if not table.schema.equals(INDEX_SCHEMA) or any(column.null_count for column in table.columns):
         raise ValueError("it has other columns")
-    end = table["offset"].to_numpy().astype(np.int64) + HEADER.size + table["stored_length"].to_numpy()
-    if len(end) and (end.max() > pack_size or table["stored_length"].to_numpy().max() > RAW_BYTES_MAX):
+    column = {name: table[name].to_numpy().astype(np.int64) for name in INDEX_SCHEMA.names[1:]}
+    end = column["offset"] + HEADER.size + column["chunks"] * ROW_BYTES + column["stored_length"]
+    outside = (end > pack_size) | (column["place"] + column["length"] > column["raw_length"])
+    outside |= np.maximum(column["stored_length"], column["raw_length"]) > RAW_BYTES_MAX
+    outside |= (column["chunks"] > CHUNKS_MAX) | ~np.isin(column["codec"], (RAW, ZSTD))
+    if outside.any():
         raise ValueError("it points outside its pack")
     return table
+
+
+def names_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """A column of SHA-256 without nulls as an array of names, not copied where it is in one piece."""
+    array = single(column) if isinstance(column, pa.ChunkedArray) else column
+    if not len(array):
+        return np.empty(0, NAME)
+    return np.frombuffer(array.buffers()[1], NAME, len(array), array.offset * SHA256_BYTES)
+
+
+class Bundles:
+    """Where all known bundles are, by number: 24 bytes each. Its owner locks `add`; `at` needs no lock."""
+
+    def __init__(self) -> None:
+        self._rows = np.empty((1024, len(BundleAt._fields)), np.uint32)
+        self._count = 0
+
+    def add(self, rows: np.ndarray) -> int:
+        """Take in some more, a row each as BundleAt; the number of the first."""
+        first = self._count
+        if first + len(rows) > len(self._rows):
+            grown = np.empty((max(2 * len(self._rows), first + len(rows)), self._rows.shape[1]), np.uint32)
+            grown[:first] = self._rows[:first]
+            self._rows = grown
+        self._rows[first : first + len(rows)] = rows
+        self._count += len(rows)
+        return first
+
+    def at(self, number: int) -> BundleAt:
+        """The bundle of that number."""
+        return BundleAt(*self._rows[number].tolist())
+
+    def packs(self, numbers: np.ndarray) -> np.ndarray:
+        """The pack numbers of these bundles."""
+        return np.asarray(self._rows[numbers, 0])
+
+    def in_packs(self, packs: Sequence[int]) -> np.ndarray:
+        """The numbers of all bundles in these packs, ascending."""
+        return np.flatnonzero(np.isin(self._rows[: self._count, 0], np.array(packs, np.uint32)))
 
 
 class ChunkTable:
     """Sorted arrays, never changed: 44 bytes a chunk."""
 
-    def __init__(self, names: np.ndarray, packs: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> None:
-        self._names, self._packs, self._offsets, self._lengths = names, packs, offsets, lengths
+    def __init__(self, names: np.ndarray, bundles: np.ndarray, places: np.ndarray, lengths: np.ndarray) -> None:
+        self._names, self._bundles, self._places, self._lengths = names, bundles, places, lengths
 
     @classmethod
-    def empty(cls) -> ChunkTable:
-        none = np.empty(0, np.uint32)
-        return cls(np.empty(0, _NAME), none, none, none)
+    def of_index(cls, index: pa.Table, pack: int, bundles: Bundles) -> ChunkTable:
+        """The chunks of a pack's index; its bundles are added to the others."""
+        offsets = index["offset"].to_numpy()
+        _, first, number = np.unique(offsets, return_index=True, return_inverse=True)
+        rows = np.stack([index[name].to_numpy()[first].astype(np.uint32) for name in _OF_RECORDS], axis=1)
+        begin = bundles.add(np.concatenate([np.full((len(rows), 1), pack, np.uint32), rows], axis=1))
+        return cls(
+            names_of(index["sha256"]), begin + number, index["place"].to_numpy(), index["length"].to_numpy()
+        )._sorted()
+
+    @classmethod
+    def of_locations(cls, locations: Mapping[bytes, Location]) -> ChunkTable:
+        """These chunks."""
+        numbers = np.array(list(locations.values()), np.uint32).reshape(-1, 3)
+        return cls(np.frombuffer(b"".join(locations), NAME), *numbers.T)._sorted()
+
+    @classmethod
+    def merged(cls, tables: Sequence[ChunkTable]) -> ChunkTable:
+        """The chunks of all of them."""
+        return cls(
+            np.concatenate([table._names for table in tables]),
+            np.concatenate([table._bundles for table in tables]),
+            np.concatenate([table._places for table in tables]),
+            np.concatenate([table._lengths for table in tables]),
+        )._sorted()
+
+    def _sorted(self) -> ChunkTable:
+        order = np.argsort(self._names, kind="stable")
+        return self._taken(order)
+
+    def _taken(self, which: np.ndarray) -> ChunkTable:
+        return ChunkTable(
+            self._names[which],
+            self._bundles[which].astype(np.uint32, copy=False),
+            self._places[which].astype(np.uint32, copy=False),
+            self._lengths[which].astype(np.uint32, copy=False),
+        )
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def with_indexes(self, indexes: Mapping[int, pa.Table]) -> ChunkTable:
-        """These chunks and those of the indexes, given by pack number."""
-        names, packs = [self._names], [self._packs]
-        offsets, lengths = [self._offsets], [self._lengths]
-        for number, table in indexes.items():
-            column = table["sha256"].combine_chunks()
-            array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-            names.append(np.frombuffer(array.buffers()[1], _NAME, len(array), array.offset * SHA256_BYTES))
-            packs.append(np.full(len(array), number, np.uint32))
-            offsets.append(table["offset"].to_numpy())
-            lengths.append(table["stored_length"].to_numpy())
-        return _sorted(names, packs, offsets, lengths)
-
-    def with_locations(self, locations: Mapping[bytes, Location]) -> ChunkTable:
-        """These chunks and some more."""
-        numbers = np.array(list(locations.values()), np.uint32).reshape(-1, 3)
-        return _sorted(
-            [self._names, np.frombuffer(b"".join(locations), _NAME)],
-            [self._packs, numbers[:, 0]],
-            [self._offsets, numbers[:, 1]],
-            [self._lengths, numbers[:, 2]],
-        )
-
-    def without_packs(self, numbers: Sequence[int]) -> ChunkTable:
-        """These chunks without those of some packs."""
-        keep = ~np.isin(self._packs, np.array(numbers, np.uint32))
-        return ChunkTable(self._names[keep], self._packs[keep], self._offsets[keep], self._lengths[keep])
+    def without_bundles(self, bundles: np.ndarray) -> ChunkTable:
+        """These chunks without those of some bundles."""
+        return self._taken(~np.isin(self._bundles, bundles))
 
     def find(self, name: bytes) -> Location | None:
         """Where the chunk of that name is."""
-        wanted = np.frombuffer(name, _NAME)
+        wanted = np.frombuffer(name, NAME)
         at = int(self._names.searchsorted(wanted)[0])
         if at < len(self._names) and self._names[at] == wanted[0]:
-            return Location(int(self._packs[at]), int(self._offsets[at]), int(self._lengths[at]))
+            return Location(int(self._bundles[at]), int(self._places[at]), int(self._lengths[at]))
         return None
 
-    def contains(self, names: Sequence[bytes]) -> np.ndarray:
-        """A boolean for each of these names, all at once."""
+    def positions(self, names: np.ndarray) -> np.ndarray:
+        """For each of these names the number of its bundle, or -1, all at once."""
         if not len(self._names):
-            return np.zeros(len(names), bool)
-        wanted = np.frombuffer(b"".join(names), _NAME)
-        at = np.minimum(self._names.searchsorted(wanted), len(self._names) - 1)
-        return np.asarray(self._names[at] == wanted)
-
-
-def _sorted(
-    names: list[np.ndarray], packs: list[np.ndarray], offsets: list[np.ndarray], lengths: list[np.ndarray]
-) -> ChunkTable:
-    all_names = np.concatenate(names)
-    order = np.argsort(all_names, kind="stable")
-    return ChunkTable(
-        all_names[order],
-        np.concatenate(packs)[order].astype(np.uint32, copy=False),
-        np.concatenate(offsets)[order].astype(np.uint32, copy=False),
-        np.concatenate(lengths)[order].astype(np.uint32, copy=False),
-    )
+            return np.full(len(names), -1, np.int64)
+        at = np.minimum(self._names.searchsorted(names), len(self._names) - 1)
+        return np.where(self._names[at] == names, self._bundles[at].astype(np.int64), -1)

@@ -1,4 +1,4 @@
-"""Packs: files of compressed chunks, one record after the other, that can be read without an index.
+"""Packs: files of bundles, one record after the other, that can be read without an index.
 
 A pack is written under `ID.partial` with a lock (flock) held by its writer, and becomes `ID.pack` when it is sealed:
 fsync, rename, fsync of the folder. Only then is its index written. A lock that is free tells that the writer is gone,
@@ -13,91 +13,118 @@ import hashlib
 import os
 import secrets
 import struct
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import zstandard
+import numpy as np
+import xxhash
 
 from rehost.errors import StoreError, StoreIOFailed, StoreNoSpace
+from rehost.replication.bundles import RAW, ZSTD, BadBundle, unpack
+from rehost.replication.manifest import SHA256_BYTES
 
-PACK_MAGIC = b"RHPACK1\n"
-RECORD_MAGIC = b"RHCK"
-HEADER = struct.Struct("<4sIII32s")  # magic, encoding, stored length, raw length, SHA-256 of the raw bytes
+PACK_MAGIC = b"RHPACK2\n"
+RECORD_MAGIC = b"RHBN"
+# magic, codec, stored length, raw length, count, XXH3-128 of all before it and of the table behind it
+HEADER = struct.Struct("<4sIIII16s")
+ROW_BYTES = SHA256_BYTES + 4  # of the table, for each chunk: its name, its length
 PACK_BYTES = 32 << 20  # a pack is sealed once it holds this much
-RAW_BYTES_MAX = 16 << 20  # no chunk is longer
-RAW, ZSTD = 0, 1
+PACK_CHUNKS = 65_536  # or this many chunks
+RAW_BYTES_MAX = 16 << 20  # no chunk is longer, and no bundle
+CHUNKS_MAX = 1 << 20  # no bundle has more
 
-_WORTH_IT = 0.97  # a chunk that does not shrink below this share is stored as it is
-_local = threading.local()  # zstd contexts may not be shared between threads
+_CHECK_BYTES = 16
 
 
 class Record(NamedTuple):
-    """Where a chunk is in its pack: the offset of its header, and what the header says."""
+    """A bundle in a pack: what its header says, and its table."""
 
-    sha256: bytes
     offset: int  # bytes from the start of the pack to the header
-    stored_length: int  # bytes after the header
-    raw_length: int
-    encoding: int
+    codec: int
+    stored_length: int  # bytes of the payload
+    raw_length: int  # bytes of all chunks together
+    chunks: int  # how many
+    table: bytes  # names of all chunks, 32 bytes each, then their lengths, 4 bytes each, little-endian
+    sound: np.ndarray | None = None  # which of the chunks hold; None: all
+
+    @property
+    def payload_at(self) -> int:
+        """Bytes from the start of the pack to the payload."""
+        return self.offset + HEADER.size + len(self.table)
+
+    @property
+    def end(self) -> int:
+        """Bytes from the start of the pack to the next record."""
+        return self.payload_at + self.stored_length
+
+    @property
+    def names(self) -> bytes:
+        """The names of all chunks, one after the other."""
+        return self.table[: self.chunks * SHA256_BYTES]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """The length of each chunk."""
+        return np.frombuffer(self.table, "<u4", self.chunks, self.chunks * SHA256_BYTES)
 
 
-class BadRecord(Exception):
-    """The bytes at hand are not the chunk that was looked for; says why."""
+def table_of(names: Sequence[bytes], lengths: Sequence[int]) -> bytes:
+    """The table of a record."""
+    return b"".join(names) + np.array(lengths, "<u4").tobytes()
 
 
-def storage_error(error: OSError, path: Path) -> StoreError:
+def header_of(codec: int, stored_length: int, raw_length: int, table: bytes) -> bytes:
+    """The header of a record."""
+    fields = (RECORD_MAGIC, codec, stored_length, raw_length, len(table) // ROW_BYTES)
+    return HEADER.pack(*fields, _check(HEADER.pack(*fields, bytes(_CHECK_BYTES)), table))
+
+
+def _check(header: bytes, table: bytes) -> bytes:
+    state = xxhash.xxh3_128(header[:-_CHECK_BYTES])
+    state.update(table)
+    digest: bytes = state.digest()
+    return digest
+
+
+def storage_error(error: OSError, path: Path | str) -> StoreError:
     """The error class for what the operating system said."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return StoreNoSpace(path=path)
     return StoreIOFailed(path=path, reason=error.strerror or str(error))
 
 
-def encode(raw: bytes, level: int) -> tuple[int, bytes]:
-    """(encoding, payload) of a chunk: zstd at that level, or raw where the level is 0 or nothing is gained."""
-    if level > 0:
-        compressors: dict[int, zstandard.ZstdCompressor] = _local.__dict__.setdefault("compressors", {})
-        if level not in compressors:
-            compressors[level] = zstandard.ZstdCompressor(level=level)
-        packed = compressors[level].compress(raw)
-        if len(packed) < len(raw) * _WORTH_IT:
-            return ZSTD, packed
-    return RAW, raw
+def read_record(fd: int, offset: int, size: int) -> Record | None:
+    """The record at that place of a pack of that size, if its header and table hold; its content is not looked at."""
+    header = os.pread(fd, HEADER.size, offset)
+    if len(header) < HEADER.size:
+        return None
+    magic, codec, stored_length, raw_length, count, _ = HEADER.unpack(header)
+    end = offset + HEADER.size + count * ROW_BYTES + stored_length
+    if magic != RECORD_MAGIC or codec not in (RAW, ZSTD) or not 1 <= count <= CHUNKS_MAX or end > size:
+        return None
+    if max(stored_length, raw_length) > RAW_BYTES_MAX:
+        return None
+    table = os.pread(fd, count * ROW_BYTES, offset + HEADER.size)
+    if len(table) < count * ROW_BYTES or _check(header, table) != header[-_CHECK_BYTES:]:
+        return None
+    record = Record(offset, codec, stored_length, raw_length, count, table)
+    return record if int(record.lengths.sum(dtype=np.int64)) == raw_length else None
 
 
-def decode(data: bytes | memoryview, sha256: bytes | None = None) -> tuple[bytes, bytes]:
-    """(SHA-256, raw bytes) of one record, header first; raises BadRecord unless everything about it is right."""
-    if len(data) < HEADER.size:
-        raise BadRecord("the pack ends inside it")
-    magic, encoding, stored_length, raw_length, name = HEADER.unpack_from(data)
-    payload = memoryview(data)[HEADER.size :]
-    if magic != RECORD_MAGIC or (sha256 is not None and name != sha256):
-        raise BadRecord("its header is damaged")
-    if raw_length > RAW_BYTES_MAX or stored_length > RAW_BYTES_MAX or stored_length != len(payload):
-        raise BadRecord("its lengths are damaged")
-    if encoding == ZSTD:
-        raw = _decompress(payload, raw_length)
-    elif encoding == RAW:
-        raw = bytes(payload)
-    else:
-        raise BadRecord(f"its encoding {encoding} is unknown")
-    if len(raw) != raw_length or hashlib.sha256(raw).digest() != name:
-        raise BadRecord("its content is damaged")
-    return name, raw
-
-
-def _decompress(payload: memoryview, raw_length: int) -> bytes:
-    if not hasattr(_local, "decompressor"):
-        _local.decompressor = zstandard.ZstdDecompressor()
+def check_content(record: Record, payload: bytes) -> np.ndarray:
+    """For each chunk of a record whether its content has its name."""
+    sound = np.zeros(record.chunks, bool)
     try:
-        # The frame says how much will come out, and zstandard believes it: it is compared before memory is taken.
-        if zstandard.frame_content_size(payload) != raw_length:
-            raise BadRecord("its content is damaged")
-        raw: bytes = _local.decompressor.decompress(payload, max_output_size=raw_length)
-    except zstandard.ZstdError as error:
-        raise BadRecord(f"its content is damaged ({error})") from error
-    return raw
+        raw = memoryview(unpack(record.codec, payload, record.raw_length))
+    except BadBundle:
+        return sound
+    at, names = 0, record.names
+    for number, length in enumerate(record.lengths.tolist()):
+        name = names[number * SHA256_BYTES : (number + 1) * SHA256_BYTES]
+        sound[number] = hashlib.sha256(raw[at : at + length]).digest() == name
+        at += length
+    return sound
 
 
 class OpenFile:
@@ -156,6 +183,7 @@ class PackWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records: list[Record] = []
+        self.chunks = 0
         while True:
             self.id = secrets.token_hex(16)
             self.path = folder / f"{self.id}.partial"
@@ -167,17 +195,23 @@ class PackWriter:
         write_all(fd, PACK_MAGIC, 0)
         self.size = len(PACK_MAGIC)
 
-    def append(self, sha256: bytes, raw_length: int, encoding: int, payload: bytes) -> Record:
-        """Write one chunk. Raises OSError with the pack as it was before."""
-        header = HEADER.pack(RECORD_MAGIC, encoding, len(payload), raw_length, sha256)
+    @property
+    def full(self) -> bool:
+        """It is time to seal it."""
+        return self.size >= PACK_BYTES or self.chunks >= PACK_CHUNKS
+
+    def append(self, table: bytes, codec: int, raw_length: int, payload: bytes) -> Record:
+        """Write one bundle. Raises OSError with the pack as it was before."""
+        record = Record(self.size, codec, len(payload), raw_length, len(table) // ROW_BYTES, table)
         try:
-            write_all(self.file.fd, header + payload, self.size)
+            write_all(self.file.fd, header_of(codec, len(payload), raw_length, table) + table, record.offset)
+            write_all(self.file.fd, payload, record.payload_at)
         except OSError:
             os.ftruncate(self.file.fd, self.size)
             raise
-        record = Record(sha256, self.size, len(payload), raw_length, encoding)
         self.records.append(record)
-        self.size += len(header) + len(payload)
+        self.chunks += record.chunks
+        self.size = record.end
         return record
 
     def make_durable(self) -> None:
@@ -196,22 +230,19 @@ def _seal(fd: int, path: Path) -> None:
 
 
 def scan(fd: int, size: int) -> Iterator[Record]:
-    """The sound records of a pack, by reading all of it; what is damaged is passed over."""
+    """The records of a pack that hold a sound chunk, by reading all of it; what is damaged is passed over."""
     offset = len(PACK_MAGIC) if os.pread(fd, len(PACK_MAGIC), 0) == PACK_MAGIC else 0
     while offset + HEADER.size <= size:
-        header = os.pread(fd, HEADER.size, offset)
-        magic, encoding, stored_length, raw_length, sha256 = HEADER.unpack(header)
-        end = offset + HEADER.size + stored_length
-        if magic == RECORD_MAGIC and stored_length <= RAW_BYTES_MAX and end <= size:
-            try:
-                decode(os.pread(fd, end - offset, offset), sha256)
-            except BadRecord:
-                pass
-            else:
-                yield Record(sha256, offset, stored_length, raw_length, encoding)
-                offset = end
-                continue
-        offset = _next_magic(fd, offset + 1, size)
+        record = read_record(fd, offset, size)
+        if record is None:
+            offset = _next_magic(fd, offset + 1, size)
+            continue
+        sound = check_content(record, os.pread(fd, record.stored_length, record.payload_at))
+        if sound.all():
+            yield record
+        elif sound.any():
+            yield record._replace(sound=sound)
+        offset = record.end  # its header and table hold, so its length does
 
 
 def _next_magic(fd: int, offset: int, size: int) -> int:
@@ -249,8 +280,7 @@ def recover(path: Path, indexed: Callable[[str], bool], write_index: Callable[[s
         path.unlink()
         return False
     if path.suffix == ".partial":
-        last = records[-1]
-        os.ftruncate(file.fd, last.offset + HEADER.size + last.stored_length)
+        os.ftruncate(file.fd, records[-1].end)
         _seal(file.fd, path)
     write_index(path.stem, records)
     return True

@@ -7,20 +7,24 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from rehost.errors import SnapshotNotFound, StoreIOFailed, StoreUnreadable
-from rehost.replication.manifest import FILES_SCHEMA
+from rehost.replication.manifest import validate
 from rehost.replication.packs import OpenFile, fsync_folder, lock, publish, storage_error
+from rehost.replication.snapshot_tables import check_blocks, read_files, required_chunks, write_blocks, write_files
 from rehost.source.inventory import Inventory, Record, Volume
 
+TableKind = Literal["files", "blocks"]
+
 _ID = re.compile(r"n-[a-z0-9]{20}")
-_ROWS_A_GROUP = 65_536
 
 
 class Region(Record):
@@ -74,15 +78,32 @@ class Snapshots:
             raise SnapshotNotFound(id=snapshot_id)
         return self._folder / snapshot_id
 
-    def save(self, snapshot: Snapshot, files: pa.Table) -> None:
-        """Publish a snapshot. One of the same id is not replaced: StoreIOFailed."""
+    def save(
+        self,
+        snapshot: Snapshot,
+        files: Path | pa.Table | None,
+        blocks: Path | None,
+        require: Callable[[np.ndarray], None],
+    ) -> None:
+        """Publish a snapshot after checking its tables. One of the same id is not replaced: StoreIOFailed.
+
+        `require` is called with the names of all chunks, some at a time, and raises for one that is not there.
+        """
         path = self._path(snapshot.id)
         temporary = self._folder / f".{snapshot.id}-{secrets.token_hex(4)}"
         try:
             temporary.mkdir(mode=0o700)
             held = OpenFile(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             lock(held.fd)  # until the end of this function, so that `clean` leaves it alone
-            self._write(temporary, snapshot, files)
+            if files is not None:
+                write_files(files, temporary / "files.parquet")
+                required_chunks(temporary / "files.parquet", require)
+            if blocks is not None:
+                write_blocks(blocks, temporary / "blocks.parquet")
+                check_blocks(temporary / "blocks.parquet", [(r.size_bytes, r.block_bytes) for r in snapshot.regions])
+                required_chunks(temporary / "blocks.parquet", require)
+            described = snapshot.model_dump_json(indent=1).encode()
+            publish(temporary / "snapshot.json", described, temporary / "snapshot.json.tmp")
             if path.exists():
                 raise StoreIOFailed(path=path, reason="there is a snapshot of this id already")
             temporary.rename(path)
@@ -93,21 +114,6 @@ class Snapshots:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-
-    def _write(self, folder: Path, snapshot: Snapshot, files: pa.Table) -> None:
-        table = folder / "files.parquet"
-        pq.write_table(
-            files.replace_schema_metadata(FILES_SCHEMA.metadata),
-            table,
-            compression="zstd",
-            row_group_size=_ROWS_A_GROUP,
-        )
-        fd = os.open(table, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        publish(folder / "snapshot.json", snapshot.model_dump_json(indent=1).encode(), folder / "snapshot.json.tmp")
 
     def load(self, snapshot_id: str) -> Snapshot:
         """What is said of a snapshot."""
@@ -122,12 +128,17 @@ class Snapshots:
             raise StoreUnreadable(path=path, reason=str(error)) from error
 
     def files(self, snapshot_id: str) -> pa.Table:
-        """The files table of a snapshot, sorted by path."""
-        path = self._path(snapshot_id) / "files.parquet"
-        try:
-            return read_files(path)
-        except FileNotFoundError as error:
-            raise SnapshotNotFound(id=snapshot_id) from error
+        """The files table of a snapshot, sorted by path, checked."""
+        table = read_files(self.table_path(snapshot_id, "files"))
+        validate(table)
+        return table
+
+    def table_path(self, snapshot_id: str, kind: TableKind) -> Path:
+        """The Parquet file of a table of a snapshot; SnapshotNotFound where it has none of that kind."""
+        path = self._path(snapshot_id) / f"{kind}.parquet"
+        if not path.exists():
+            raise SnapshotNotFound(id=snapshot_id)
+        return path
 
     def ids(self) -> list[str]:
         """The ids of all snapshots."""
@@ -155,16 +166,3 @@ class Snapshots:
                 held = OpenFile(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
                 if lock(held.fd):
                     shutil.rmtree(path, ignore_errors=True)
-
-
-def read_files(path: Path) -> pa.Table:
-    """A files table from its Parquet file; raises FileNotFoundError, StoreUnreadable where it is something else."""
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        raise StoreUnreadable(path=path, reason=str(error)) from error
-    if not table.schema.equals(FILES_SCHEMA):
-        raise StoreUnreadable(path=path, reason="it has other columns than a files table")
-    return table

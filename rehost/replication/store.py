@@ -1,9 +1,9 @@
 """The chunk store on the local disk: content by its SHA-256, and the snapshots made of it.
 
-    config.json               {"format": "rehost-store", "version": 1}
+    config.json               {"format": "rehost-store", "version": 2}
     packs/ID.pack             sealed packs; ID.partial while one is written
     indexes/ID.parquet        the index of a pack, written after it
-    snapshots/n-ID/           snapshot.json and files.parquet
+    snapshots/n-ID/           snapshot.json, and the tables of files and blocks
 
 Several processes may use one store at once: what is published is never changed, each writer has a pack of its own,
 and a lock that is free tells that its writer died. docs/formats.md has the bytes.
@@ -25,35 +25,36 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from rehost.errors import StoreChunkCorrupt, StoreChunkMissing, StoreError, StoreUnreadable
-from rehost.replication.manifest import validate
-from rehost.replication.pack_index import ChunkTable, Location, index_bytes, read_index
+from rehost.replication.bundles import BUNDLE_BYTES, RAW, ZSTD, BadBundle, Bundle, unpack
+from rehost.replication.chunk_map import BundleCache, ChunkMap
+from rehost.replication.compression import DEFAULT_LEVEL, compress
+from rehost.replication.manifest import SHA256_BYTES
+from rehost.replication.pack_index import BundleAt, Location, index_bytes, read_index
 from rehost.replication.packs import (
-    PACK_BYTES,
+    CHUNKS_MAX,
     RAW_BYTES_MAX,
-    BadRecord,
     OpenFile,
     PackWriter,
     Record,
-    decode,
-    encode,
     publish,
     recover,
     storage_error,
+    table_of,
 )
-from rehost.replication.snapshots import Snapshot, Snapshots, read_files
+from rehost.replication.snapshots import Snapshot, Snapshots, TableKind
 
 log = logging.getLogger(__name__)
 
-_CONFIG = {"format": "rehost-store", "version": 1}
+_CONFIG = {"format": "rehost-store", "version": 2}
 _FOLDERS = ("packs", "indexes", "snapshots")
 _OPEN_FILES = 64  # sealed packs kept open for reading
 _UNSEALED_PACKS = 2  # full packs that may wait for the disk before a put waits too
-_RECENT_CHUNKS = 65_536  # new chunks kept in a dict before they move into the sorted arrays
 _REFRESH_SECONDS = 5.0  # how long `has` may not know what another process sealed
+_CACHE_BYTES = 64 << 20  # unpacked bundles kept for the next reader
 
 
 class Store:
@@ -61,11 +62,11 @@ class Store:
 
     def __init__(self, path: Path, compress_level: int) -> None:
         self.path = path
-        self._level = compress_level
+        self._level = compress_level or DEFAULT_LEVEL
         self._snapshots = Snapshots(path / "snapshots")
         self._lock = threading.RLock()  # around all below; never held while compressing, hashing or waiting for a disk
-        self._table = ChunkTable.empty()
-        self._recent: dict[bytes, Location] = {}
+        self._chunks = ChunkMap()
+        self._cache = BundleCache(_CACHE_BYTES)
         self._pack_ids: list[str] = []
         self._numbers: dict[str, int] = {}
         self._open: OrderedDict[int, OpenFile] = OrderedDict()
@@ -80,7 +81,8 @@ class Store:
     def open(cls, path: Path, *, compress_level: int = 3) -> Store:
         """The store in that folder, made where there is nothing; packs that dead writers left are put right.
 
-        `compress_level` is for new chunks: 0 stores them as they are, 1 to 9 are zstd's levels of these numbers.
+        `compress_level` is for chunks that do not arrive compressed by zstd: 1 to 9 are its levels of these numbers;
+        0, which a job says of what travels, is the default here.
         Raises StoreUnreadable, StoreNoSpace, StoreIOFailed.
         """
         if not 0 <= compress_level <= 9:
@@ -124,12 +126,8 @@ class Store:
         """For each name whether its chunk is there. What another process just stored may not be known yet."""
         if time.monotonic() - self._refreshed > _REFRESH_SECONDS:
             self._refresh()
-        recent = self._recent  # before the table: chunks move from the dict to it
-        found: list[bool] = self._table.contains(names).tolist() if names else []
-        return [known or name in recent for name, known in zip(names, found, strict=True)]
-
-    def _find(self, name: bytes) -> Location | None:
-        return self._recent.get(name) or self._table.find(name)
+        found: list[bool] = self._chunks.known(names).tolist() if names else []
+        return found
 
     def _refresh(self) -> None:
         """Learn of the packs that were sealed since, by this process or another."""
@@ -145,7 +143,7 @@ class Store:
                 if table is not None:
                     new[self._number(pack)] = table
             if new:
-                self._table = self._table.with_indexes(new)
+                self._chunks.add_indexes(new)
             if gone:
                 self._forget(gone)
 
@@ -170,9 +168,7 @@ class Store:
         return number
 
     def _forget(self, numbers: Sequence[int]) -> None:
-        self._table = self._table.without_packs(numbers)
-        lost = set(numbers)
-        self._recent = {name: at for name, at in self._recent.items() if at.pack not in lost}
+        self._chunks.forget(numbers)
         for number in numbers:
             self._open.pop(number, None)
             self._numbers.pop(self._pack_ids[number], None)
@@ -199,22 +195,34 @@ class Store:
 
         Raises StoreChunkMissing, StoreChunkCorrupt, StoreIOFailed.
         """
-        at = self._find(sha256)
+        at = self._chunks.find(sha256)
         if at is None:
             self._refresh()
-            at = self._find(sha256)
+            at = self._chunks.find(sha256)
         if at is None:
             raise StoreChunkMissing(sha256=sha256.hex())
-        pack = self._pack_ids[at.pack]
+        bundle = self._chunks.bundle(at.bundle)
+        pack = self._pack_ids[bundle.pack]
         try:
-            data = os.pread(self._file(at.pack).fd, at.length, at.offset)
-            return decode(data, sha256)[1]
-        except BadRecord as error:
+            return self._chunk(at, bundle, sha256)
+        except BadBundle as error:
             raise StoreChunkCorrupt(sha256=sha256.hex(), pack=pack, reason=str(error)) from error
         except FileNotFoundError as error:
             raise StoreChunkMissing(sha256=sha256.hex()) from error
         except OSError as error:
             raise storage_error(error, self.path / "packs" / pack) from error
+
+    def _chunk(self, at: Location, bundle: BundleAt, sha256: bytes) -> bytes:
+        content = self._cache.get(at.bundle)
+        if content is None:
+            stored = os.pread(self._file(bundle.pack).fd, bundle.stored_length, bundle.payload_at)
+            content = unpack(bundle.codec, stored, bundle.raw_length)
+            if at.length < bundle.raw_length:  # else nobody else wants it
+                self._cache.put(at.bundle, content)
+        chunk = content[at.place : at.place + at.length]
+        if hashlib.sha256(chunk).digest() != sha256:
+            raise BadBundle("its content is damaged")
+        return chunk
 
     def _file(self, number: int) -> OpenFile:
         with self._lock:
@@ -234,39 +242,66 @@ class Store:
     # --- writing
 
     def put(self, sha256: bytes, raw: bytes) -> bool:
-        """Store a chunk; False where it is there already. It is durable after `flush`.
+        """Store a chunk by itself; False where it is there already. It is durable after `flush`.
 
         Raises ValueError where the bytes do not have that name or are longer than 16 MiB, StoreNoSpace (what was put
         before stays), StoreIOFailed.
         """
-        if self._find(sha256) is not None:
-            return False
-        if len(raw) > RAW_BYTES_MAX:
-            raise ValueError("a chunk has at most 16 MiB")
-        if hashlib.sha256(raw).digest() != sha256:
-            raise ValueError("these bytes do not have that SHA-256")
-        encoding, payload = encode(raw, self._level)
+        return self._put(Bundle((sha256,), (len(raw),), RAW, raw))[0] > 0
+
+    def put_bundle(self, bundle: Bundle) -> int:
+        """Store what is new of a bundle, after comparing each chunk with its name; how many bytes of content were new.
+
+        A payload of zstd is kept as it came where most of it is new; everything else is compressed here. It is
+        durable after `flush`. Safe for threads; the work is done in the caller's. Raises BadBundle, StoreNoSpace
+        (what was put before stays), StoreIOFailed.
+        """
+        return self._put(bundle)[1]
+
+    def _put(self, bundle: Bundle) -> tuple[int, int]:
+        """(chunks, bytes of content) that were new."""
+        _check_shape(bundle)
+        known = self._chunks.known(bundle.names)
+        if known.all():
+            return 0, 0
+        bundle = self._packed(bundle, bundle.raw(), known)
         with self._lock:
-            if self._find(sha256) is not None:
-                return False
+            known = self._chunks.known(bundle.names)  # by now
+            if known.all():
+                return 0, 0
+            rows = zip(bundle.names, bundle.lengths, known.tolist(), strict=True)
+            new = {name: length for name, length, there in rows if not there}
             try:
-                self._append(sha256, len(raw), encoding, payload)
+                self._append(bundle)
             except OSError as error:
                 raise storage_error(error, self.path) from error
         while len(self._sealing) > _UNSEALED_PACKS:
             self._await_oldest_seal()
-        return True
+        return len(new), sum(new.values())
 
-    def _append(self, sha256: bytes, raw_length: int, encoding: int, payload: bytes) -> None:
+    def _packed(self, bundle: Bundle, raw: bytes, known: np.ndarray) -> Bundle:
+        """The bundle as it is stored. A chunk that is there may be stored again where leaving it out costs more."""
+        lengths = np.array(bundle.lengths, np.int64)
+        if bundle.codec == ZSTD and len(bundle.payload) < len(raw) and 2 * lengths[known].sum() < len(raw):
+            return bundle
+        if known.any():
+            ends = np.cumsum(lengths)
+            rows = zip(bundle.names, (ends - lengths).tolist(), ends.tolist(), known.tolist(), strict=True)
+            fresh = {name: raw[start:end] for name, start, end, there in rows if not there}
+            raw = b"".join(fresh.values())
+            bundle = Bundle(tuple(fresh), tuple(len(chunk) for chunk in fresh.values()), RAW, raw)
+        return Bundle(bundle.names, bundle.lengths, *compress(raw, self._level))
+
+    def _append(self, bundle: Bundle) -> None:
         if self._current is None:
             writer = PackWriter(self.path / "packs")
             self._current = self._number(writer.id)
             self._own[self._current] = writer
         number = self._current
         writer = self._own[number]
-        record = writer.append(sha256, raw_length, encoding, payload)
-        self._recent[sha256] = Location(number, record.offset, record.stored_length)
-        if writer.size >= PACK_BYTES:
+        table = table_of(bundle.names, bundle.lengths)
+        self._chunks.add_record(number, writer.append(table, bundle.codec, bundle.size, bundle.payload))
+        if writer.full:
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -297,15 +332,6 @@ class Store:
             self._without_index.remove(number)
             del self._own[number]
             self._open[number] = writer.file
-            if len(self._recent) > max(_RECENT_CHUNKS, len(self._table) // 8):
-                self._settle()
-
-    def _settle(self) -> None:
-        """Move the new chunks of sealed packs into the arrays: geometrically rarer, so that it costs little in all."""
-        sealed = {name: at for name, at in self._recent.items() if at.pack not in self._own}
-        if sealed:
-            self._table = self._table.with_locations(sealed)
-            self._recent = {name: at for name, at in self._recent.items() if name not in sealed}
 
     def _await_oldest_seal(self) -> None:
         try:
@@ -343,26 +369,22 @@ class Store:
 
     # --- snapshots
 
-    def save_snapshot(self, snapshot: Snapshot, files: Path | pa.Table) -> None:
-        """Publish a snapshot: a files table (or the Parquet file of one) that names only chunks of this store.
+    def save_snapshot(self, snapshot: Snapshot, files: Path | pa.Table | None, blocks: Path | None = None) -> None:
+        """Publish a snapshot: a files table (or the Parquet file of one), the Parquet file of a blocks table, or both.
 
-        Raises ManifestInvalid, StoreChunkMissing, StoreNoSpace, StoreIOFailed.
+        They name only chunks of this store. Raises ManifestInvalid, StoreUnreadable where a file is no such table,
+        StoreChunkMissing, StoreNoSpace, StoreIOFailed.
         """
         self.flush()
-        table = read_files(files) if isinstance(files, Path) else files
-        validate(table)
-        self._require_chunks(table)
-        self._snapshots.save(snapshot, table)
+        self._snapshots.save(snapshot, files, blocks, self._require)
 
-    def _require_chunks(self, table: pa.Table) -> None:
-        for piece in table["chunks"].chunks:
-            names = pc.unique(pc.struct_field(piece.flatten(), "sha256")).to_pylist()
-            missing = [name for name, there in zip(names, self.has(names), strict=True) if not there]
-            if missing:
-                self._refresh()
-                missing = [name for name, there in zip(missing, self.has(missing), strict=True) if not there]
-            if missing:
-                raise StoreChunkMissing(sha256=missing[0].hex())
+    def _require(self, names: np.ndarray) -> None:
+        missing = names[~self._chunks.known(names)]
+        if len(missing):
+            self._refresh()
+            missing = missing[~self._chunks.known(missing)]
+        if len(missing):
+            raise StoreChunkMissing(sha256=missing[:1].tobytes().hex())
 
     def snapshot(self, id: str) -> Snapshot:
         """What is said of a snapshot. Raises SnapshotNotFound, StoreUnreadable."""
@@ -370,9 +392,11 @@ class Store:
 
     def files(self, id: str) -> pa.Table:
         """The files table of a snapshot, checked. Raises SnapshotNotFound, StoreUnreadable, ManifestInvalid."""
-        table = self._snapshots.files(id)
-        validate(table)
-        return table
+        return self._snapshots.files(id)
+
+    def table_path(self, id: str, kind: TableKind) -> Path:
+        """The Parquet file of a snapshot's files or blocks, checked when it was saved. Raises SnapshotNotFound."""
+        return self._snapshots.table_path(id, kind)
 
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, oldest first."""
@@ -381,6 +405,17 @@ class Store:
     def delete_snapshot(self, id: str) -> None:
         """Take a snapshot away; its chunks stay. Raises SnapshotNotFound."""
         self._snapshots.delete(id)
+
+
+def _check_shape(bundle: Bundle) -> None:
+    """Refuse what no record can hold, before any of it is unpacked. Raises BadBundle."""
+    names, lengths = bundle.names, bundle.lengths
+    if len(names) != len(lengths) or not 1 <= len(names) <= CHUNKS_MAX:
+        raise BadBundle("a bundle without chunks, or with other lengths than names")
+    if set(map(len, names)) != {SHA256_BYTES} or min(lengths) < 0:
+        raise BadBundle("a name or a length that is none")
+    if bundle.size > (RAW_BYTES_MAX if len(names) == 1 else BUNDLE_BYTES):
+        raise BadBundle(f"a chunk of more than {RAW_BYTES_MAX >> 20} MiB, or chunks of more than one together")
 
 
 def _ids(folder: Path, suffix: str) -> set[str]:

@@ -1,0 +1,115 @@
+"""The Parquet files of a snapshot: written and checked some rows at a time, however many there are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rehost.errors import ManifestInvalid, StoreUnreadable
+from rehost.replication.manifest import BLOCKS_SCHEMA, FILES_SCHEMA, validate
+from rehost.replication.pack_index import names_of
+
+_ROWS_A_GROUP = 65_536
+
+
+def write_files(files: Path | pa.Table, target: Path) -> None:
+    """Write the files table of a snapshot, durably, after checking it. Raises ManifestInvalid, StoreUnreadable."""
+    if isinstance(files, Path):
+        validate(read_files(files))
+        _copy(files, target, FILES_SCHEMA)
+    else:
+        validate(files)
+        table = files.replace_schema_metadata(FILES_SCHEMA.metadata)
+        pq.write_table(table, target, compression="zstd", row_group_size=_ROWS_A_GROUP)
+    _fsync(target)
+
+
+def write_blocks(blocks: Path, target: Path) -> None:
+    """Write the blocks table of a snapshot, durably. Raises StoreUnreadable."""
+    _open(blocks, BLOCKS_SCHEMA).close()
+    _copy(blocks, target, BLOCKS_SCHEMA)
+    _fsync(target)
+
+
+def check_blocks(path: Path, regions: Sequence[tuple[int, int]]) -> None:
+    """Refuse a blocks table that breaks a rule, given the (size, block length) of each region. Raises ManifestInvalid.
+
+    It holds afterwards: rows are sorted by region and block and none comes twice, every region is one of the
+    snapshot's, and every block begins within its region.
+    """
+    blocks_of = np.array([-(-size // length) for size, length in regions], np.uint64)
+    last = (-1, -1)
+    with _open(path, BLOCKS_SCHEMA) as file:
+        for batch in file.iter_batches(_ROWS_A_GROUP):
+            if not batch.num_rows:
+                continue
+            if any(column.null_count for column in batch.columns):
+                raise ManifestInvalid(path="", reason="the table of blocks has a null")
+            region, block = batch["region"].to_numpy(), batch["block"].to_numpy()
+            if region.max() >= len(blocks_of) or (block >= blocks_of[region]).any():
+                raise ManifestInvalid(path="", reason="a block is outside its region, or its region is none")
+            same = region[1:] == region[:-1]
+            in_order = (region[1:] > region[:-1]) | (same & (block[1:] > block[:-1]))
+            if not in_order.all() or (int(region[0]), int(block[0])) <= last:
+                raise ManifestInvalid(path="", reason="a block comes twice or out of order")
+            last = int(region[-1]), int(block[-1])
+
+
+def required_chunks(path: Path, require: Callable[[np.ndarray], None]) -> None:
+    """Call `require` with the names of all chunks of a files or blocks table, some at a time."""
+    with pq.ParquetFile(path) as file:
+        files = "chunks" in file.schema_arrow.names
+        for batch in file.iter_batches(_ROWS_A_GROUP, columns=["chunks" if files else "sha256"]):
+            column = pc.struct_field(batch["chunks"].flatten(), "sha256") if files else batch["sha256"]
+            require(np.unique(names_of(column)))
+
+
+def read_files(path: Path) -> pa.Table:
+    """A files table from its Parquet file; raises StoreUnreadable where it is something else."""
+    try:
+        with _open(path, FILES_SCHEMA) as file:
+            return file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise StoreUnreadable(path=path, reason=str(error)) from error
+
+
+def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreUnreadable(path=path, reason=str(error)) from error
+    if not file.schema_arrow.equals(schema):
+        file.close()
+        raise StoreUnreadable(path=path, reason="it has other columns than such a table")
+    return file
+
+
+def _copy(source: Path, target: Path, schema: pa.Schema) -> None:
+    """Copy a table; one that was written as snapshots have it stays as it is."""
+    with _open(source, schema) as file:
+        metadata = file.metadata
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        as_published = file.schema_arrow.metadata == schema.metadata and all(
+            group.num_rows <= _ROWS_A_GROUP and group.column(0).compression == "ZSTD" for group in groups
+        )
+        if as_published:
+            shutil.copyfile(source, target)
+            return
+        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            for batch in file.iter_batches(_ROWS_A_GROUP):
+                writer.write_table(pa.Table.from_batches([batch]).replace_schema_metadata(schema.metadata))
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
