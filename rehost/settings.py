@@ -99,6 +99,11 @@ class Settings(BaseSettings):
         return Path(self.store_url.removeprefix("file://")) if self.store_url else self.home / "store"
 
     @property
+    def wheels_path(self) -> Path:
+        """Where libraries for the Pythons of sources are kept."""
+        return self.home / "wheels"
+
+    @property
     def evidence_path(self) -> Path:
         """Where the console logs, screenshots and reports of verifications are kept."""
         return self.home / "evidence"

@@ -13,7 +13,7 @@ from rehost.replication.transfer import TransferReport
 from rehost.verification.report import VerificationReport, escaped
 from tasks.reporting import show_report
 from tasks.retries import STAGE
-from tasks.run_pass import Pass
+from tasks.run_pass import Pass, notes
 
 
 @task(name="report", **STAGE)
@@ -49,6 +49,8 @@ def markdown(
         f"| files that kept changing | {len(moved.unstable):,} |",
         "",
     ]
+    if noted := notes(this):
+        lines += [*(f"- {escaped(note)}" for note in noted), ""]
     if disk is not None:
         lines += [f"## Disk image {disk.id}", "", "| Format | Size | SHA-256 | File |", "|---|---:|---|---|"]
         lines += [f"| {d.format} | {d.file_size:,} | `{d.sha256}` | `{d.location}` |" for d in disk.disks]

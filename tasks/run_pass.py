@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -17,11 +18,12 @@ from rehost.replication.store import Store
 from rehost.replication.tree import Tree
 from rehost.settings import Region, Settings, settings
 from rehost.source.connect import open_session
-from rehost.source.session import Session
+from rehost.source.session import Session, TellsNotes
 from tasks.reporting import StageProgress
 
 _LEDGER = "images"
 _WIRE = "bytes-on-wire"
+_NOTES = "notes"
 _OWNER = "owner"  # the process that does the run
 
 
@@ -74,12 +76,23 @@ def source_session(this: Pass) -> Iterator[Session]:
         this.source.connection,
         compress_level=replication.compress_level,
         bandwidth_limit_kbps=replication.bandwidth_limit_kbps,
+        wheels=settings().wheels_path,
     ) as session:
         try:
             yield session
         finally:
             counted = bytes_on_wire(this) + session.bytes_on_wire()
             (this.workspace / _WIRE).write_text(str(counted), encoding="utf-8")
+            told = session.notes() if isinstance(session, TellsNotes) else ()
+            (this.workspace / _NOTES).write_text(json.dumps(list(dict.fromkeys([*notes(this), *told]))), "utf-8")
+
+
+def notes(this: Pass) -> list[str]:
+    """What the sessions of this pass had to say to people so far."""
+    try:
+        return list(json.loads((this.workspace / _NOTES).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return []
 
 
 def bytes_on_wire(this: Pass) -> int:

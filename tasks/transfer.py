@@ -17,7 +17,7 @@ from rehost.replication.transfer import TransferReport
 from rehost.replication.transfer import transfer as transfer_content
 from rehost.settings import settings
 from tasks.retries import STAGE
-from tasks.run_pass import Pass, bytes_on_wire, catalog, source_session
+from tasks.run_pass import Pass, bytes_on_wire, catalog, notes, source_session
 
 
 @task(name="transfer", **STAGE)
@@ -75,6 +75,8 @@ def transfer(this: Pass, table: Path) -> tuple[str, TransferReport]:
         report.bytes_new,
         report.bytes_on_wire,
     )
+    for note in notes(this):
+        log.info("%s", note)
     for names, told in (
         (report.unstable, "kept changing while they were read; the last reading was taken"),
         (report.vanished, "vanished before they were read"),

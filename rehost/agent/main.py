@@ -13,6 +13,7 @@ import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
 from rehost.agent import protocol
+from rehost.agent.interpreter import interpreter
 from rehost.agent.output import Output
 from rehost.agent.walk import Walker
 
@@ -24,6 +25,7 @@ HANDLERS = {
     protocol.INVENTORY: "rehost.agent.inventory:serve",
     protocol.SCAN: "rehost.agent.scan:serve",
     protocol.READ: "rehost.agent.read:serve",
+    protocol.WHEELS: "rehost.agent.wheels:serve",
 }
 
 
@@ -137,6 +139,7 @@ def _hello() -> Dict[str, Any]:
         "uid": os.geteuid(),
         "hashes": protocol.hashes(),
         "codecs": protocol.codecs(),
+        "interpreter": interpreter(),
     }
 
 

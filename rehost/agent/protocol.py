@@ -1,13 +1,14 @@
 """What both ends of the wire agree upon: kinds of frames, bounds, and how content is packed."""
 
 import struct
+import sys
 import zlib
 from typing import Any, List
 
 try:
     import zstandard
 except ImportError:
-    zstandard = None  # type: ignore[assignment,unused-ignore]
+    zstandard = None  # type: ignore[assignment,unused-ignore]  # until it is handed over
 
 PROTOCOL = 1
 MARKER = b"\0rehost-agent\0"  # then the token of this session (32 hex digits), then the first frame
@@ -25,6 +26,7 @@ ASK = 6
 DATA = 7
 DONE = 8
 ALIVE = 9
+LOADED = 50
 # To the source
 START = 65
 INVENTORY = 66
@@ -35,6 +37,7 @@ REQUESTED = 70
 WANT = 71
 LIMIT = 72
 PING = 73
+WHEELS = 110
 
 PACK = struct.Struct(">BI")  # codec, length of what was packed
 RAW, ZLIB, ZSTD = 0, 1, 2
@@ -101,6 +104,12 @@ class Codec:
         if self._code != RAW and len(packed) < _GAIN * len(raw):
             return [PACK.pack(self._code, len(raw)), packed]
         return [PACK.pack(RAW, len(raw)), raw]
+
+
+def look_again() -> None:
+    """Use zstandard where it was loaded after this module."""
+    global zstandard
+    zstandard = sys.modules.get("zstandard", zstandard)  # type: ignore[assignment,unused-ignore]
 
 
 def codecs() -> List[str]:

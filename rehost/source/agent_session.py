@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -20,6 +21,8 @@ from rehost.source.agent_reading import AgentReading
 from rehost.source.channel import Channel, Explain, new_token
 from rehost.source.connect import PathConnection, SshConnection
 from rehost.source.exclude import exclude_expression
+from rehost.source.hand_over import Equipment, looked_ahead
+from rehost.source.interpreters import Interpreter, target_of
 from rehost.source.inventory import Inventory, Volume
 from rehost.source.scan_rows import rows_of
 from rehost.source.session import FileContent, FileRequest, Skipped
@@ -42,15 +45,16 @@ class Hello(BaseModel):
     uid: int
     hashes: list[Annotated[str, Field(max_length=50)]] = Field(max_length=20)
     codecs: list[Annotated[str, Field(max_length=50)]] = Field(max_length=20)
+    interpreter: Interpreter | None = None
 
 
 class AgentSession:
     """A Session whose other end is the agent."""
 
-    def __init__(self, channel: Channel, hello: Hello, codec: str) -> None:
+    def __init__(self, channel: Channel, hello: Hello, equipment: Equipment) -> None:
         self.host = channel.host
         self.hello = hello
-        self.codec = codec
+        self.equipment = equipment
         self._channel = channel
         self._busy = False
         self._skipped: tuple[Skipped, ...] = ()
@@ -107,6 +111,15 @@ class AgentSession:
         self._skipped = tuple(self._skips(told.get("skipped")))
         self._busy = False
 
+    @property
+    def codec(self) -> str:
+        """What the agent packs with."""
+        return self.equipment.codec
+
+    def notes(self) -> Sequence[str]:
+        """What people should know of how this session went."""
+        return tuple(self.equipment.notes)
+
     def skipped(self) -> Sequence[Skipped]:
         """What the last scan could not take; the first thousand."""
         return self._skipped
@@ -119,6 +132,8 @@ class AgentSession:
     ) -> Iterator[FileContent]:
         """The content of these files; see Session."""
         self._begin()
+        expected, requests = looked_ahead(requests)
+        self.equipment.complete(expected, blocks=False)
         yield from AgentReading(self._channel, requests, wanted, deliver).run()
         self._busy = False
 
@@ -144,9 +159,16 @@ class AgentSession:
 
 @contextmanager
 def open_agent(
-    connection: SshConnection | PathConnection, *, compress_level: int = 0, bandwidth_limit_kbps: int = 0
+    connection: SshConnection | PathConnection,
+    *,
+    compress_level: int = 0,
+    bandwidth_limit_kbps: int = 0,
+    wheels: Path | None = None,
 ) -> Iterator[AgentSession]:
-    """Run the agent on that source, or on this machine for a tree, and end it on the way out."""
+    """Run the agent on that source, or on this machine for a tree, and end it on the way out.
+
+    `wheels`: see open_session.
+    """
     if isinstance(connection, SshConnection):
         ssh = connection
         with open_program(
@@ -156,6 +178,7 @@ def open_agent(
             explain=lambda status, stderr, greeted: ssh_error(ssh, status, stderr, greeted),
             compress_level=compress_level,
             bandwidth_limit_kbps=bandwidth_limit_kbps,
+            wheels=wheels,
         ) as session:
             if session.hello.uid != 0:
                 reason = f"its user id is {session.hello.uid}"
@@ -172,6 +195,7 @@ def open_agent(
         explain=lambda status, stderr, greeted: _local_error(printable(root), status, stderr),
         compress_level=compress_level,
         bandwidth_limit_kbps=bandwidth_limit_kbps,
+        wheels=wheels,
     ) as session:
         yield session
 
@@ -185,6 +209,7 @@ def open_program(
     explain: Explain,
     compress_level: int,
     bandwidth_limit_kbps: int,
+    wheels: Path | None = None,
 ) -> Iterator[AgentSession]:
     """Start a program that becomes the agent once it was sent; `argv` is made for the number of bytes sent."""
     token = new_token()
@@ -204,7 +229,17 @@ def open_program(
                     "nice": _NICENESS,
                 },
             )
-            yield AgentSession(channel, hello, codec)
+            equipment = Equipment(
+                channel,
+                python=hello.python,
+                target=target_of(hello.python, hello.machine, hello.interpreter),
+                hashes=hello.hashes,
+                codecs=hello.codecs,
+                codec=codec,
+                compress_level=compress_level,
+                folder=wheels,
+            )
+            yield AgentSession(channel, hello, equipment)
         finally:
             channel.close()
 

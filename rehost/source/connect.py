@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -106,10 +107,12 @@ def open_session(
     *,
     compress_level: int = 0,
     bandwidth_limit_kbps: int = 0,
+    wheels: Path | None = None,
 ) -> Iterator[Session]:
     """Connect, and close whatever way the block is left; nothing stays on the source.
 
-    `compress_level` is 0 (none) to 9, for what travels; `bandwidth_limit_kbps` is in KB/s, 0 for none. Raises the
+    `compress_level` is 0 (none) to 9, for what travels; `bandwidth_limit_kbps` is in KB/s, 0 for none. `wheels`
+    is the folder of libraries that are kept for the source's Python; without it none are handed over. Raises the
     SourceError that tells what is wrong.
     """
     if isinstance(connection, DiskConnection):
@@ -121,5 +124,7 @@ def open_session(
         return
     from rehost.source.agent_session import open_agent
 
-    with open_agent(connection, compress_level=compress_level, bandwidth_limit_kbps=bandwidth_limit_kbps) as session:
+    with open_agent(
+        connection, compress_level=compress_level, bandwidth_limit_kbps=bandwidth_limit_kbps, wheels=wheels
+    ) as session:
         yield session

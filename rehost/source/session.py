@@ -93,3 +93,12 @@ class ReportsSkipped(Protocol):
     def skipped(self) -> Sequence[Skipped]:
         """What the last scan could not take, with a bound on how many are told."""
         ...
+
+
+@runtime_checkable
+class TellsNotes(Protocol):
+    """A session that has something to say to people of how it went."""
+
+    def notes(self) -> Sequence[str]:
+        """Sentences, each once."""
+        ...

@@ -89,14 +89,15 @@ source.read()
 
 
 @contextlib.contextmanager
-def lying_agent(lie: str) -> Iterator[AgentSession]:
+def lying_agent(lie: str, *, compress_level: int = 0, wheels: Path | None = None) -> Iterator[AgentSession]:
     """A session with a program that runs these lines of Python in the agent's place."""
     with open_program(
         lambda length: [sys.executable, "-c", _LIAR.replace("{length}", str(length)).replace("{lie}", lie)],
         host="liar",
         root=b"/",
         explain=lambda status, stderr, greeted: SourceUnreachable(host="liar", reason=stderr[-500:]),
-        compress_level=0,
+        compress_level=compress_level,
         bandwidth_limit_kbps=0,
+        wheels=wheels,
     ) as session:
         yield session
