@@ -11,8 +11,9 @@ from prefect.logging import get_run_logger
 from image_builders.container.build import build_container as make_container
 from image_builders.container.record import ContainerImage
 from image_builders.container.request import ContainerRequest, Credentials
-from image_builders.disk.build import DiskImage
 from image_builders.disk.build import build_disk as make_disk
+from image_builders.disk.record import DiskImage
+from image_builders.disk.regions import Blocks
 from image_builders.disk.request import DiskRequest
 from rehost.catalog.job import RegistryCredentials
 from rehost.errors import RegistryDenied
@@ -33,7 +34,8 @@ def build_disk(this: Pass, snapshot_id: str) -> DiskImage:
     progress = this.progress("build-disk")
     system = this.job.disks.system
     with Store.open(settings().store_path) as store:
-        inventory = store.snapshot(snapshot_id).inventory
+        snapshot = store.snapshot(snapshot_id)
+        blocks = Blocks(snapshot.regions, store.table_path(snapshot_id, "blocks")) if snapshot.regions else None
     with catalog() as opened:
         name = opened.image_name(this.job.id)
     request = DiskRequest(
@@ -43,12 +45,14 @@ def build_disk(this: Pass, snapshot_id: str) -> DiskImage:
         boot_mode=target.boot_mode or "both",
         size_bytes=system.size_gib * _GIB if system.size_gib else None,
         partition_sizes={p.device: p.size_bytes for p in system.partitions if p.size_bytes},
+        data_sizes={d.index: d.size_gib * _GIB for d in this.job.disks.data if d.size_gib},
+        left_out=frozenset(d.index for d in this.job.disks.data if not d.include),
         source_id=this.source.id,
         snapshot_id=snapshot_id,
     )
     folder = this.image_folder(request.image_id)
     with snapshot_tree(snapshot_id) as tree:
-        image = make_disk(tree, inventory, request, folder, progress)
+        image = make_disk(tree, snapshot.inventory, request, folder, progress, blocks)
     with catalog() as opened:
         opened.add_image(this.job.id, this.run.id, image, id=request.image_id, kind="disk", name=request.name)
     progress.finish()

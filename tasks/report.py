@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from prefect import task
 
 from image_builders.container.record import ContainerImage
-from image_builders.disk.build import DiskImage
+from image_builders.disk.record import DiskImage
 from rehost.replication.transfer import TransferReport
 from rehost.verification.report import VerificationReport, escaped
 from tasks.reporting import show_report

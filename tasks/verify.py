@@ -10,7 +10,7 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from image_builders.container.record import ContainerImage
-from image_builders.disk.build import DiskImage
+from image_builders.disk.record import DiskImage
 from rehost.errors import error_of
 from rehost.ids import new_id
 from rehost.replication.store import Store

@@ -6,161 +6,119 @@ filesystems. The other formats are made from it. `image.json` is written last: a
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 from uuid import UUID
 
 import pyarrow as pa
 
-from image_builders.disk import esp, formats, gpt, grub, swap
+from image_builders.disk import esp, gpt, grub, swap
+from image_builders.disk.copied import copied_disks, copied_mounts
+from image_builders.disk.copied_build import content_of, finish_data, finish_system, write_blocks
+from image_builders.disk.delivery import (
+    DIFF,
+    RECORD,
+    SCRATCH,
+    Meter,
+    clear,
+    deliver,
+    raw_partial,
+    whole_or_nothing,
+    write_durably,
+)
 from image_builders.disk.ext4 import write_ext4
 from image_builders.disk.fixups.boot_loader import grub_directory, inside_filesystem
 from image_builders.disk.layout import Layout, PlannedPartition
 from image_builders.disk.plan import DiskPlan, files_of, plan_disk
-from image_builders.disk.request import DiskRequest, Format
-from rehost.errors import BuildConversionDiffers, BuildTableUnreadable, StoreNoSpace
+from image_builders.disk.record import DiskImage, Firmware, ImageFixup, ImagePartition, SystemDisk
+from image_builders.disk.regions import Blocks
+from image_builders.disk.request import DiskRequest
+from rehost.errors import BuildTableUnreadable
 from rehost.progress import Progress, silent
 from rehost.replication.tree import Tree, printable
-from rehost.source.inventory import Inventory, Record
-
-# Names that do not depend on what the image is called: a name from outside never becomes a path.
-_RAW_PARTIAL = "disk-0.raw.partial"
-_SCRATCH = "scratch.partial"
-_RECORD = "image.json"
-_DIFF = "fixups.diff"
-
-
-class DiskFile(Record):
-    """One disk in one format."""
-
-    index: int
-    role: Literal["system", "data"]
-    format: Format
-    virtual_size: int  # bytes of the disk
-    file_size: int  # bytes of the file
-    sha256: str
-    location: str  # absolute path of the file
-
-
-class ImagePartition(Record):
-    """One partition of the system disk; places in bytes."""
-
-    number: int
-    role: Literal["bios", "esp", "filesystem", "swap"]
-    start: int
-    size_bytes: int
-    type: str
-    guid: str
-    filesystem: str | None
-    uuid: str | None
-    label: str | None
-    mount_point: str | None
-    source_device: str | None  # "0_1"
-
-
-class ImageFixup(Record):
-    """What a fix-up did, and why."""
-
-    name: str
-    about: str
-    changes: int
-
-
-class DiskImage(Record):
-    """A finished disk image; image.json beside its files says the same."""
-
-    kind: Literal["disk"] = "disk"
-    id: str
-    name: str
-    disks: tuple[DiskFile, ...]
-    boot_modes: tuple[Literal["bios", "uefi"], ...]
-    architecture: str
-    os: str
-    disk_guid: str
-    partitions: tuple[ImagePartition, ...]
-    source_id: str | None
-    snapshot_id: str | None
-    created_at: datetime
-    fixups: tuple[ImageFixup, ...]
-    fixups_diff: str  # absolute path
-    warnings: tuple[str, ...]
+from rehost.source.inventory import Inventory
 
 
 def build_disk(
-    tree: Tree, inventory: Inventory, request: DiskRequest, directory: Path, progress: Progress = silent
+    tree: Tree,
+    inventory: Inventory,
+    request: DiskRequest,
+    directory: Path,
+    progress: Progress = silent,
+    blocks: Blocks | None = None,
 ) -> DiskImage:
     """Build the image into `directory`, which holds nothing else; leftovers of an earlier try there are replaced.
 
-    Raises what plan_disk does, BuildNoBootLoader, StoreNoSpace, and the errors of the programs that are run.
+    `blocks` is what the snapshot has in blocks: a disk with a region keeps its layout; a system disk without one is
+    laid out anew for the tree's files. Raises what plan_disk and copied_disks do, BuildNoBootLoader, StoreNoSpace, and
+    the errors of the programs that are run.
     """
-    plan = plan_disk(tree, inventory, request)
+    copied = copied_disks(inventory, blocks, request) if blocks is not None else ()
+    system_copied = any(disk.index == 0 for disk in copied)
+    plan = None if system_copied else plan_disk(tree, inventory, request, copied_mounts(inventory, copied))
     directory = directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     wanted = tuple(dict.fromkeys(request.formats)) or ("qcow2",)
-    with _whole_or_nothing(directory):
-        _clear(directory)
-        scratch = directory / _SCRATCH
+    contents = {disk.index: content_of(disk, blocks) for disk in copied} if blocks is not None else {}
+    if plan is not None:
+        contents[0] = _content_of(plan)
+    with whole_or_nothing(directory):
+        clear(directory)
+        scratch = directory / SCRATCH
         scratch.mkdir()
-        raw = directory / _RAW_PARTIAL
-        meter = _Meter(progress, plan, wanted)
-        _write_raw(plan, raw, scratch, meter)
-        files = _deliver(raw, plan.layout, wanted, directory, meter)
+        raws = {index: raw_partial(directory, index) for index in sorted(contents)}
+        meter = Meter(progress, sum(contents.values()), wanted)
+        for disk in copied:
+            assert blocks is not None
+            write_blocks(disk, blocks, tree, raws[disk.index], meter)
+        if plan is not None:
+            _write_raw(plan, raws[0], scratch, meter)
+            warnings = finish_data(copied, raws, plan)
+            made = _system_of(plan, warnings)
+        else:
+            made = finish_system(copied, raws, tree, inventory, request, scratch)
+        sizes = {disk.index: disk.size_bytes for disk in copied}
+        if plan is not None:
+            sizes[0] = plan.layout.size_bytes
+        files = [
+            file
+            for index, raw in raws.items()
+            for file in deliver(raw, index, sizes[index], wanted, directory, meter, contents[index])
+        ]
         shutil.rmtree(scratch)
-        _write_durably(directory / _DIFF, _report(plan).encode("utf-8", "backslashreplace"))
+        write_durably(directory / DIFF, made.diff.encode("utf-8", "backslashreplace"))
         image = DiskImage(
             id=request.image_id,
             name=_plain(request.name),
-            disks=files,
-            boot_modes=_boot_modes(request.boot_mode),
+            disks=tuple(files),
+            boot_modes=made.boot_modes,
             architecture="x86_64",
             os=_plain(inventory.os_name or inventory.os_id),
-            disk_guid=str(plan.layout.disk_guid),
-            partitions=tuple(_partition_record(p, plan) for p in plan.layout.partitions),
+            disk_guid=made.disk_guid,
+            partitions=made.partitions,
             source_id=request.source_id,
             snapshot_id=request.snapshot_id,
             created_at=datetime.now(UTC),
-            fixups=tuple(ImageFixup(name=f.name, about=f.about, changes=f.changes) for f in plan.fixups),
-            fixups_diff=str(directory / _DIFF),
-            warnings=plan.warnings,
+            fixups=made.fixups,
+            fixups_diff=str(directory / DIFF),
+            warnings=made.warnings,
         )
         text = json.dumps(image.model_dump(mode="json"), indent=2, ensure_ascii=True) + "\n"
-        _write_durably(directory / _RECORD, text.encode("ascii"))
+        write_durably(directory / RECORD, text.encode("ascii"))
     meter.finish()
     return image
 
 
-class _Meter:
-    """One progress over all steps: the content once, then for each format once for writing and once for hashing."""
-
-    def __init__(self, progress: Progress, plan: DiskPlan, wanted: tuple[Format, ...]) -> None:
-        self._progress = progress
-        sizes = plan.tree.table()["size"].to_numpy()
-        self.content = int(sizes.sum()) if len(sizes) else 0
-        self._total = max(self.content * (1 + 2 * len(wanted)), 1)
-        self._base = 0
-        self._told = 0
-
-    def step(self, part: float, weight: int, note: str) -> None:
-        done = self._base + int(min(max(part, 0.0), 1.0) * weight)
-        if done > self._told:
-            self._told = min(done, self._total)
-            self._progress(self._told, self._total, note)
-
-    def end_step(self, weight: int) -> None:
-        self._base += weight
-
-    def finish(self) -> None:
-        self._progress(self._total, self._total, "finished")
+def _content_of(plan: DiskPlan) -> int:
+    sizes = plan.tree.table()["size"].to_numpy()
+    return int(sizes.sum()) if len(sizes) else 0
 
 
-def _write_raw(plan: DiskPlan, raw: Path, scratch: Path, meter: _Meter) -> None:
+def _write_raw(plan: DiskPlan, raw: Path, scratch: Path, meter: Meter) -> None:
     layout, selection = plan.layout, plan.selection
     directory = grub_directory(plan.tree)
     tree = plan.tree.apply(grub.module_changes(selection.boot_mode, directory))
@@ -190,11 +148,10 @@ def _write_raw(plan: DiskPlan, raw: Path, scratch: Path, meter: _Meter) -> None:
             raise BuildTableUnreadable(reason="it differs from the layout")
         target.flush()
         os.fsync(target.fileno())
-    meter.end_step(meter.content)
 
 
 def _write_filesystem(
-    target: BinaryIO, partition: PlannedPartition, plan: DiskPlan, tree: Tree, table: pa.Table, meter: _Meter
+    target: BinaryIO, partition: PlannedPartition, plan: DiskPlan, tree: Tree, table: pa.Table, meter: Meter
 ) -> None:
     filesystem = partition.filesystem
     assert filesystem is not None
@@ -215,52 +172,6 @@ def _write_filesystem(
         progress=told,
     )
     meter.end_step(weight)
-
-
-def _deliver(
-    raw: Path, layout: Layout, wanted: tuple[Format, ...], directory: Path, meter: _Meter
-) -> tuple[DiskFile, ...]:
-    """Make each format from the raw disk, check it, hash it; the raw disk itself last, by a rename."""
-    files: list[DiskFile] = []
-    for name in sorted(wanted, key=lambda n: n == "raw"):
-        final = directory / f"disk-0.{name}"
-        if name == "raw":
-            partial = raw
-        else:
-            partial = directory / f"disk-0.{name}.partial"
-            note = f"converting to {name}"
-            formats.convert(raw, partial, name, lambda part, note=note: meter.step(part, meter.content, note))  # type: ignore[misc]
-        meter.end_step(meter.content)
-        size = partial.stat().st_size
-        hashed = 0
-
-        def count(step: int, name: str = name, size: int = size) -> None:
-            nonlocal hashed
-            hashed += step
-            meter.step(hashed / size, meter.content, f"SHA-256 of {name}")
-
-        digest = formats.sha256_of(partial, count)
-        virtual = formats.virtual_size(partial, name)
-        if virtual != layout.size_bytes:
-            raise BuildConversionDiffers(
-                format=name, reason=f"it holds a disk of {virtual} bytes, not {layout.size_bytes}"
-            )
-        _sync(partial)
-        partial.rename(final)
-        meter.end_step(meter.content)
-        files.append(
-            DiskFile(
-                index=0,
-                role="system",
-                format=name,
-                virtual_size=virtual,
-                file_size=size,
-                sha256=digest,
-                location=str(final),
-            )
-        )
-    raw.unlink(missing_ok=True)
-    return tuple(sorted(files, key=lambda file: wanted.index(file.format)))
 
 
 def _gpt_of(layout: Layout) -> gpt.Table:
@@ -297,13 +208,16 @@ def _plain(text: str) -> str:
     return printable(text.encode("utf-8", "surrogateescape"))
 
 
-def _boot_modes(mode: str) -> tuple[Literal["bios", "uefi"], ...]:
-    modes: dict[str, tuple[Literal["bios", "uefi"], ...]] = {
-        "bios": ("bios",),
-        "uefi": ("uefi",),
-        "both": ("bios", "uefi"),
-    }
-    return modes[mode]
+def _system_of(plan: DiskPlan, warnings: tuple[str, ...]) -> SystemDisk:
+    modes: dict[str, tuple[Firmware, ...]] = {"bios": ("bios",), "uefi": ("uefi",), "both": ("bios", "uefi")}
+    return SystemDisk(
+        boot_modes=modes[plan.selection.boot_mode],
+        disk_guid=str(plan.layout.disk_guid),
+        partitions=tuple(_partition_record(p, plan) for p in plan.layout.partitions),
+        fixups=tuple(ImageFixup(name=f.name, about=f.about, changes=f.changes) for f in plan.fixups),
+        diff=_report(plan),
+        warnings=(*plan.warnings, *warnings),
+    )
 
 
 def _report(plan: DiskPlan) -> str:
@@ -312,47 +226,3 @@ def _report(plan: DiskPlan) -> str:
     platforms = " and ".join(grub.platforms(plan.selection.boot_mode))
     lines.append(f"# boot loader files: GRUB's modules for {platforms} lie beside its menu; they are not shown.")
     return "\n".join([*lines, "", plan.diff])
-
-
-def _clear(directory: Path) -> None:
-    """Remove what an earlier try left: the record first, so that no folder speaks of files that are gone."""
-    for name in (_RECORD, _DIFF, _RAW_PARTIAL):
-        (directory / name).unlink(missing_ok=True)
-    for name in ("raw", "qcow2", "vhd"):
-        (directory / f"disk-0.{name}").unlink(missing_ok=True)
-        (directory / f"disk-0.{name}.partial").unlink(missing_ok=True)
-    for name in (_RECORD, _DIFF):
-        (directory / f"{name}.partial").unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(directory / _SCRATCH)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _whole_or_nothing(directory: Path) -> Iterator[None]:
-    """What was not finished is removed; a full disk is told of as what it is."""
-    try:
-        yield
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            _clear(directory)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreNoSpace(path=directory) from error
-        raise

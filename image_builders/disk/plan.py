@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,14 +12,15 @@ import pyarrow.compute as pc
 
 from image_builders.disk.ext4 import needed_bytes
 from image_builders.disk.fixups import Context, all_fixups
+from image_builders.disk.fixups.boot_loader import BOOT_LOADER
 from image_builders.disk.initramfs import check_drivers
 from image_builders.disk.kernels import Kernel, find_kernels
 from image_builders.disk.layout import MIB, Layout, lay_out
 from image_builders.disk.request import DiskRequest
-from image_builders.disk.selection import Filesystem, Selection, select
-from rehost.errors import BuildInitramfsLacksDriver
+from image_builders.disk.selection import NOTHING_COPIED, Copied, Filesystem, Selection, select
+from rehost.errors import BuildInitramfsLacksDriver, BuildUnsupported
 from rehost.replication.manifest import FILES_SCHEMA, Entry
-from rehost.replication.tree import Tree, printable
+from rehost.replication.tree import Change, Tree, printable
 from rehost.source.inventory import Inventory
 
 _GRUB_BYTES = 16 * MIB  # what the boot loader's own files need, both kinds of firmware together
@@ -49,40 +50,79 @@ class DiskPlan:
     warnings: tuple[str, ...]
 
 
-def plan_disk(tree: Tree, inventory: Inventory, request: DiskRequest) -> DiskPlan:
-    """Work out a disk image: pure, nothing is written.
+@dataclass(frozen=True)
+class EditedTree:
+    """The files that move, as the fix-ups leave them."""
+
+    selection: Selection
+    tree: Tree
+    kernels: tuple[Kernel, ...]
+    fixups: tuple[FixupReport, ...]
+    warnings: tuple[str, ...]
+
+
+def plan_disk(tree: Tree, inventory: Inventory, request: DiskRequest, copied: Copied = NOTHING_COPIED) -> DiskPlan:
+    """Work out a disk image: pure, nothing is written. `copied` is what comes along by blocks, on other disks.
 
     Raises BuildUnsupported, BuildNoKernel, BuildInitramfsLacksDriver and BuildDiskTooSmall.
     """
-    selection = select(inventory, request)
+    if copied.holds(b"boot/grub"):
+        raise BuildUnsupported(what="A disk image", reason="/boot is on a data disk that is copied block by block")
+    edited = plan_tree(tree, inventory, request, copied)
+    own = [f for f in edited.selection.filesystems if f.disk in (0, None)]
+    selection = replace(edited.selection, filesystems=tuple(own))
+    needed = needed_of(edited)
+    boot = edited.selection.filesystem_of(b"boot/grub").mount_point
+    needed[boot] += _GRUB_BYTES
+    layout, more = lay_out(selection, needed, inventory, request)
+    return DiskPlan(
+        selection=edited.selection,
+        layout=layout,
+        tree=edited.tree,
+        kernels=edited.kernels,
+        fixups=edited.fixups,
+        diff=edited.tree.diff(),
+        warnings=(*edited.warnings, *more),
+    )
+
+
+def needed_of(edited: EditedTree) -> dict[str, int]:
+    """The least size in bytes of each filesystem, by mount point."""
+    table, selection = edited.tree.table(), edited.selection
+    return {f.mount_point: int(needed_bytes(files_of(table, selection, f)) * _SPARE) for f in selection.filesystems}
+
+
+def plan_tree(tree: Tree, inventory: Inventory, request: DiskRequest, copied: Copied = NOTHING_COPIED) -> EditedTree:
+    """What moves as files, with every fix-up made that can be: what is copied by blocks is not edited.
+
+    Raises BuildUnsupported, BuildNoKernel, BuildInitramfsLacksDriver.
+    """
+    selection = select(inventory, request, copied)
     edited = Tree(_without_dropped(tree.table(), selection), tree)
-    kernels = find_kernels(edited, inventory.hostname)
+    boot_copied = copied.holds(b"boot/grub")
+    kernels = () if boot_copied else find_kernels(edited, inventory.hostname)
     warnings = [*selection.warnings, *_driver_warnings(edited, kernels)]
     context = Context(inventory, selection, kernels)
     reports: list[FixupReport] = []
     for fixup in all_fixups():
+        if boot_copied and fixup.name == BOOT_LOADER:
+            warnings.append(
+                "/boot is copied block by block: GRUB's menu is the source's, without a console on the serial port."
+            )
+            continue
         outcome = fixup.fix(edited, context)
-        edited = edited.apply(outcome.changes)
+        changes = tuple(change for change in outcome.changes if _may_edit(change, copied))
+        edited = edited.apply(changes)
         warnings += outcome.warnings
-        if outcome.changes or outcome.warnings:
-            reports.append(FixupReport(fixup.name, fixup.about, len(outcome.changes), outcome.warnings))
-    table = edited.table()
-    boot = selection.filesystem_of(b"boot/grub").mount_point
-    needed = {
-        f.mount_point: int(needed_bytes(files_of(table, selection, f)) * _SPARE)
-        + (_GRUB_BYTES if f.mount_point == boot else 0)
-        for f in selection.filesystems
-    }
-    layout, more = lay_out(selection, needed, inventory, request)
-    return DiskPlan(
-        selection=selection,
-        layout=layout,
-        tree=edited,
-        kernels=kernels,
-        fixups=tuple(reports),
-        diff=edited.diff(),
-        warnings=(*warnings, *more),
-    )
+        if changes or outcome.warnings:
+            reports.append(FixupReport(fixup.name, fixup.about, len(changes), outcome.warnings))
+    return EditedTree(selection, edited, kernels, tuple(reports), tuple(warnings))
+
+
+def _may_edit(change: Change, copied: Copied) -> bool:
+    """Not where the volume is copied by blocks; the directory that it is mounted on is no part of it."""
+    mount_points = {_relative(mount_point) for mount_point in copied.mounts}
+    return change.path in mount_points or not copied.holds(change.path)
 
 
 def _driver_warnings(tree: Tree, kernels: tuple[Kernel, ...]) -> list[str]:

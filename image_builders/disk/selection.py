@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from image_builders.disk.request import DiskRequest
 from rehost.errors import BuildUnsupported
@@ -32,6 +33,11 @@ class Filesystem:
     device: str | None  # disk and partition of the source: "0_1"; None where it was on no partition
     source_bytes: int | None  # the size that it had on the source, where a partition or volume was known
 
+    @property
+    def disk(self) -> int | None:
+        """The index of its disk, where it is on a partition."""
+        return int(self.device.partition("_")[0]) if self.device else None
+
 
 @dataclass(frozen=True)
 class SwapArea:
@@ -52,6 +58,26 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Copied:
+    """What comes along block by block, beside the files: disks by index, and the mounts of volumes on their blocks.
+
+    `mounts` has the volume's UUID (as fstab writes it) by mount point, None where it is not known.
+    """
+
+    disks: frozenset[int] = frozenset()
+    mounts: Mapping[str, str | None] = field(default_factory=dict)
+    part_uuids: Mapping[str, str] = field(default_factory=dict)  # PARTUUID by device, of partitions that keep theirs
+
+    def holds(self, path: bytes) -> bool:
+        """Whether that path of the tree (relative to the root) lies on a volume that is copied by blocks."""
+        absolute = b"/" + path
+        return any(m != "/" and _holds(m.encode("utf-8", "surrogateescape"), absolute) for m in self.mounts)
+
+
+NOTHING_COPIED = Copied()
+
+
+@dataclass(frozen=True)
 class Selection:
     """What moves. `filesystems` has the root first, then the others by mount point."""
 
@@ -62,6 +88,7 @@ class Selection:
     esp_mount_point: str | None  # where the source had its EFI system partition
     esp_serial: int  # 32 bits; the FAT's serial number
     warnings: tuple[str, ...]
+    copied: Copied = NOTHING_COPIED
 
     @property
     def root(self) -> Filesystem:
@@ -81,6 +108,11 @@ class Selection:
         """The root partition's id in the table, for kernels that have no initramfs to search for a UUID."""
         return derived_uuid("root partition", self.root.uuid, self.esp_serial)
 
+    @property
+    def root_part_uuid(self) -> str:
+        """PARTUUID= of the root: its partition's own where that is kept."""
+        return self.copied.part_uuids.get(self.root.device or "") or str(self.root_partition_guid)
+
     def filesystem_of(self, path: bytes) -> Filesystem:
         """The filesystem that holds a path of the tree (relative to the root)."""
         absolute = b"/" + path
@@ -97,11 +129,11 @@ def derived_uuid(*parts: object) -> uuid.UUID:
     return uuid.uuid5(_NAMESPACE, "\0".join(str(part) for part in parts))
 
 
-def select(inventory: Inventory, request: DiskRequest) -> Selection:
-    """What of this server moves to the system disk of the image.
+def select(inventory: Inventory, request: DiskRequest, copied: Copied = NOTHING_COPIED) -> Selection:
+    """What of this server moves to the image as files: the volumes of the system disk, and of disks in `copied`.
 
-    Raises BuildUnsupported for an architecture other than x86_64, for a filesystem that has no writer, and for mount
-    points that cannot be.
+    Volumes that are copied by blocks are not among them. Raises BuildUnsupported for an architecture other than x86_64,
+    for a filesystem that has no writer, and for mount points that cannot be.
     """
     if inventory.architecture not in ("x86_64", "amd64"):
         raise BuildUnsupported(
@@ -124,6 +156,8 @@ def select(inventory: Inventory, request: DiskRequest) -> Selection:
         if volume.mount_point in seen_mounts:
             raise BuildUnsupported(what="A disk image", reason=f"two volumes are mounted at {shown}")
         seen_mounts.add(volume.mount_point)
+        if volume.mount_point in copied.mounts:
+            continue
         partition = partitions.get(volume.device or "")
         if _is_esp(volume, partition):
             if volume.mount_point == "/boot":
@@ -133,8 +167,8 @@ def select(inventory: Inventory, request: DiskRequest) -> Selection:
             esp_mount_point = esp_mount_point or volume.mount_point
             dropped.append(Dropped(volume.mount_point, "the EFI system partition is made anew"))
             continue
-        disks = _disks_under(volume.device, inventory)
-        if volume.mount_point != "/" and disks and 0 not in disks:
+        disks = disks_under(volume.device, inventory)
+        if volume.mount_point != "/" and disks and not disks & {0, *copied.disks}:
             dropped.append(Dropped(volume.mount_point, f"it is on data disk {min(disks)}, which is not in this image"))
             warnings.append(f"{shown} is on data disk {min(disks)} and is not in this image.")
             continue
@@ -144,11 +178,10 @@ def select(inventory: Inventory, request: DiskRequest) -> Selection:
                 reason=f"{shown} is {printable(volume.filesystem.encode())}, and there is a writer for ext4 alone",
             )
         if any(
-            layer.kind == "luks" and layer.path in _devices_under(volume.device, inventory)
-            for layer in inventory.layers
+            layer.kind == "luks" and layer.path in devices_under(volume.device, inventory) for layer in inventory.layers
         ):
             warnings.append(f"{shown} is encrypted on the source and is not encrypted in the image.")
-        own = _uuid(volume.uuid)
+        own = uuid_of(volume.uuid)
         if own is None or own in seen_uuids:
             own = derived_uuid("filesystem", inventory.hostname, volume.mount_point, volume.uuid)
         seen_uuids.add(own)
@@ -157,7 +190,7 @@ def select(inventory: Inventory, request: DiskRequest) -> Selection:
             Filesystem(
                 mount_point=volume.mount_point,
                 uuid=own,
-                label=_label(volume.label),
+                label=label_of(volume.label),
                 device=partition.device if partition else None,
                 source_bytes=size if size > 0 and inventory.disks else None,
             )
@@ -173,6 +206,7 @@ def select(inventory: Inventory, request: DiskRequest) -> Selection:
         esp_mount_point=esp_mount_point,
         esp_serial=derived_uuid("esp", *inputs).int & 0xFFFFFFFF,
         warnings=tuple(warnings),
+        copied=copied,
     )
 
 
@@ -183,7 +217,7 @@ def _is_esp(volume: Volume, partition: Partition | None) -> bool:
     return typed or volume.mount_point in ("/boot/efi", "/efi", "/boot")
 
 
-def _devices_under(device: str | None, inventory: Inventory) -> set[str]:
+def devices_under(device: str | None, inventory: Inventory) -> set[str]:
     """The device and whatever it is made of, through LVM, mdraid and LUKS."""
     found = {device} if device else set()
     for _ in range(_LAYERS_FOLLOWED):
@@ -191,8 +225,9 @@ def _devices_under(device: str | None, inventory: Inventory) -> set[str]:
     return found
 
 
-def _disks_under(device: str | None, inventory: Inventory) -> set[int]:
-    devices = _devices_under(device, inventory)
+def disks_under(device: str | None, inventory: Inventory) -> set[int]:
+    """The disks that a device lies on, by index."""
+    devices = devices_under(device, inventory)
     return {
         disk.index
         for disk in inventory.disks
@@ -203,22 +238,23 @@ def _disks_under(device: str | None, inventory: Inventory) -> set[int]:
 def _swaps(inventory: Inventory, taken: set[uuid.UUID]) -> list[SwapArea]:
     found: list[SwapArea] = []
     for partition in (p for disk in inventory.disks if disk.index == 0 for p in disk.partitions):
-        own = _uuid(partition.uuid)
+        own = uuid_of(partition.uuid)
         if partition.filesystem != "swap" or own is None or own in taken:
             continue
         taken.add(own)
-        found.append(SwapArea(own, _label(partition.label), partition.device, partition.size_bytes))
+        found.append(SwapArea(own, label_of(partition.label), partition.device, partition.size_bytes))
     return found
 
 
-def _uuid(text: str | None) -> uuid.UUID | None:
+def uuid_of(text: str | None) -> uuid.UUID | None:
+    """The UUID that a text of the source says; None where it says none."""
     try:
         return uuid.UUID(text) if text else None
     except ValueError:
         return None
 
 
-def _label(text: str | None) -> str:
+def label_of(text: str | None) -> str:
     """A label that ext4 and swap areas can hold; one that is too long or not printable is left out."""
     label = text or ""
     return label if label.isprintable() and len(label.encode("utf-8", "surrogateescape")) <= _LABEL_BYTES else ""

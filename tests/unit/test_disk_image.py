@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from image_builders.disk import gpt
-from image_builders.disk.build import DiskImage, build_disk
+from image_builders.disk.build import build_disk
 from image_builders.disk.plan import files_of, plan_disk
+from image_builders.disk.record import DiskImage
 from image_builders.disk.request import DiskRequest
 from rehost.errors import BuildInitramfsLacksDriver, BuildNoBootLoader
 from rehost.replication.manifest import FILES_SCHEMA

@@ -14,6 +14,7 @@ from image_builders.disk.kernels import Kernel
 from image_builders.disk.selection import Selection
 from rehost.replication.tree import Change, Put, Tree, printable
 
+BOOT_LOADER = "boot loader"
 CONSOLES = ("console=tty0", "console=ttyS0,115200")
 _DEFAULTS = b"etc/default/grub"
 _MARK = "# Rehost: the consoles of this image, the screen and the serial port."
@@ -132,7 +133,7 @@ def _menu(context: Context, arguments: list[str], title: str) -> str:
 def _root_argument(kernel: Kernel, selection: Selection) -> str:
     # The kernel itself knows partitions' ids, not filesystems': those are found by an initramfs.
     if kernel.initramfs is None:
-        return f"root=PARTUUID={selection.root_partition_guid}"
+        return f"root=PARTUUID={selection.root_part_uuid}"
     return f"root=UUID={selection.root.uuid}"
 
 
@@ -159,7 +160,7 @@ def _fix(tree: Tree, context: Context) -> Outcome:
 
 
 FIXUP = Fixup(
-    name="boot loader",
+    name=BOOT_LOADER,
     order=20,
     about=(
         "GRUB's menu is made anew for every kernel under /boot: it finds the root by UUID, keeps the kernel arguments "

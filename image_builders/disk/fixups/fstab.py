@@ -14,6 +14,7 @@ _PATH = b"etc/fstab"
 _LIMIT = 1 << 18
 _FIELDS = re.compile(r"(\s*)(\S+)(\s+)(\S+)(\s+)(\S+)(?:(\s+)(\S+))?(.*)", re.DOTALL)
 _DEVICE = re.compile(r"/dev/|(UUID|LABEL|PARTUUID|PARTLABEL|ID)=", re.IGNORECASE)
+_DISK_NAME = re.compile(r"/dev/(?:[a-z]+d[a-z]+[0-9]*|nvme[0-9]|mmcblk[0-9]|disk/by-(?:id|path)/)")
 _NETWORK_TYPES = ("nfs", "nfs4", "cifs", "smb3", "glusterfs", "ceph", "fuse.sshfs", "fuse.s3fs", "9p")
 _NOTE = "# Rehost: not on this disk: "
 
@@ -76,6 +77,11 @@ def _fix(tree: Tree, context: Context) -> Outcome:
                 after.append(text)
             else:
                 after.append(_NOTE + text)
+        elif line.mount_point in selection.copied.mounts and not _is_bind(line):
+            uuid = selection.copied.mounts[line.mount_point]
+            # Only names of disks differ on the target; a volume that was copied has all its own names still.
+            by_disk = _DISK_NAME.match(line.spec) is not None and uuid is not None
+            after.append(line.with_device(f"UUID={uuid}", line.kind) if by_disk else text)
         elif line.mount_point in wanted and line.mount_point not in placed and not _is_bind(line):
             placed.add(line.mount_point)
             after.append(line.with_device(f"UUID={wanted[line.mount_point].uuid}", "ext4"))

@@ -20,7 +20,8 @@ def _fix(tree: Tree, context: Context) -> Outcome:
         entry = tree.get(path)
         if entry is None or not (entry.is_directory or entry.is_symlink):
             changes.append(Directory(path, mode))
-    for mount_point in (d.mount_point for d in context.selection.dropped):
+    selection = context.selection
+    for mount_point in (*(d.mount_point for d in selection.dropped), *sorted(selection.copied.mounts)):
         path = mount_point.strip("/").encode("utf-8", "surrogateescape")
         if tree.get(path) is None:
             changes.append(Directory(path))
