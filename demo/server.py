@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,9 +144,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rehost"
 
 
-def server_tree() -> ServerTree:
-    """The Debian tree as a tar, made by mmdebstrap the first time and kept; the recipe is part of its name."""
-    recipe = hashlib.sha256("\0".join((*PACKAGES, _CUSTOMIZE)).encode()).hexdigest()[:16]
+def server_tree(more: Sequence[str] = ()) -> ServerTree:
+    """The Debian tree as a tar, made by mmdebstrap the first time and kept; the recipe is part of its name.
+
+    `more` are packages beside those of the demo.
+    """
+    packages = (*PACKAGES, *more)
+    recipe = hashlib.sha256("\0".join((*packages, _CUSTOMIZE)).encode()).hexdigest()[:16]
     folder = cache_folder() / f"server-{recipe}"
     tree = ServerTree(folder / "tree.tar", folder / "id_ed25519")
     if tree.tar.exists():
@@ -162,7 +166,7 @@ def server_tree() -> ServerTree:
         [
             "mmdebstrap",
             "--variant=minbase",
-            f"--include={','.join(PACKAGES)}",
+            f"--include={','.join(packages)}",
             "--dpkgopt=path-exclude=/usr/share/doc/*",
             "--dpkgopt=path-exclude=/usr/share/locale/*",
             # The text itself and the key's content: as an ordinary user mmdebstrap runs the hook in a user namespace,

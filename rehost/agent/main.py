@@ -25,6 +25,10 @@ HANDLERS = {
     protocol.INVENTORY: "rehost.agent.inventory:serve",
     protocol.SCAN: "rehost.agent.scan:serve",
     protocol.READ: "rehost.agent.read:serve",
+    protocol.HOLD: "rehost.agent.hold:hold",
+    protocol.RELEASE: "rehost.agent.hold:release",
+    protocol.FREEZE: "rehost.agent.freeze:freeze",
+    protocol.THAW: "rehost.agent.freeze:thaw",
     protocol.WHEELS: "rehost.agent.wheels:serve",
 }
 

@@ -26,6 +26,10 @@ ASK = 6
 DATA = 7
 DONE = 8
 ALIVE = 9
+HELD = 30
+RELEASED = 31
+FROZEN = 32
+THAWED = 33
 LOADED = 50
 # To the source
 START = 65
@@ -37,6 +41,10 @@ REQUESTED = 70
 WANT = 71
 LIMIT = 72
 PING = 73
+HOLD = 90
+RELEASE = 91
+FREEZE = 92
+THAW = 93
 WHEELS = 110
 
 PACK = struct.Struct(">BI")  # codec, length of what was packed

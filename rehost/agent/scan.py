@@ -242,7 +242,7 @@ class Scan:
             ("rdev_major", os.major(status.st_rdev) if special else 0),
             ("rdev_minor", os.minor(status.st_rdev) if special else 0),
             ("flags", flags),
-            ("dev", status.st_dev),
+            ("dev", self._walker.devices.get(status.st_dev, status.st_dev)),
             ("ino", status.st_ino),
             ("xattr_count", len(xattrs)),
         ):

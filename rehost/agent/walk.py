@@ -5,7 +5,7 @@ There is no limit on the length of a path: every step opens one component in the
 
 import errno
 import os
-from typing import List, Optional
+from typing import Dict, List, Optional, Tuple
 
 _OPEN_AT_ONCE = 128  # directory descriptors kept; deeper chains let go of the shallowest
 _NOATIME = getattr(os, "O_NOATIME", 0)
@@ -26,12 +26,20 @@ class Walker:
 
     def __init__(self, root: bytes) -> None:
         self.root = os.path.realpath(root)
+        # Where directories below the root are read instead, by their paths: snapshots of the volumes mounted there.
+        self.elsewhere: Dict[bytes, bytes] = {}
+        # Device numbers of files that are read elsewhere, and those of the volumes that they stand for.
+        self.devices: Dict[int, int] = {}
         self._root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._base: Optional[bytes] = None  # of `elsewhere`, for the chain that is open
+        self._base_fd = self._root_fd
         self._parts: List[bytes] = []
         self._fds: List[Optional[int]] = []
 
     def directory(self, path: bytes) -> int:
         """The descriptor of the directory of that path below the root; it is lent until the next call."""
+        if self.elsewhere:
+            path = self._from_base(path)
         parts = path.split(b"/") if path else []
         same = 0
         while same < len(parts) and same < len(self._parts) and parts[same] == self._parts[same]:
@@ -42,13 +50,13 @@ class Walker:
         for part in parts[same:]:
             if part in (b"", b".", b".."):
                 raise OSError(errno.EINVAL, "not a plain path")
-            parent = self._fds[-1] if self._fds else self._root_fd
+            parent = self._fds[-1] if self._fds else self._base_fd
             assert parent is not None
             self._fds.append(open_quietly(part, os.O_DIRECTORY, parent))
             self._parts.append(part)
             if len(self._fds) > _OPEN_AT_ONCE:
                 self._let_go(len(self._fds) - 1 - _OPEN_AT_ONCE)
-        lent = self._fds[-1] if self._fds else self._root_fd
+        lent = self._fds[-1] if self._fds else self._base_fd
         assert lent is not None
         return lent
 
@@ -56,6 +64,28 @@ class Walker:
         """A new descriptor of the file of that path; the caller closes it. Devices and FIFOs open without waiting."""
         parent, _, name = path.rpartition(b"/")
         return open_quietly(name, 0, self.directory(parent))
+
+    def forget(self) -> None:
+        """Close what is open below the root, and read all of it in its own place again."""
+        self.elsewhere.clear()
+        self.devices.clear()
+        self._rebase(None)
+
+    def _from_base(self, path: bytes) -> bytes:
+        """What is left of a path below the deepest directory that is read elsewhere, which is opened."""
+        base, rest = _deepest(self.elsewhere, path)
+        if base != self._base:
+            self._rebase(base)
+        return rest
+
+    def _rebase(self, base: Optional[bytes]) -> None:
+        self._forget(0)
+        if self._base_fd != self._root_fd:
+            os.close(self._base_fd)
+        self._base, self._base_fd = None, self._root_fd
+        if base is not None:
+            self._base_fd = os.open(self.elsewhere[base], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._base = base
 
     def _forget(self, keep: int) -> None:
         while len(self._fds) > keep:
@@ -68,3 +98,13 @@ class Walker:
         if fd is not None:
             os.close(fd)
             self._fds[level] = None
+
+
+def _deepest(elsewhere: Dict[bytes, bytes], path: bytes) -> Tuple[Optional[bytes], bytes]:
+    base = path
+    while True:
+        if base in elsewhere:
+            return base, path[len(base) + 1 :] if base else path
+        if not base:
+            return None, path
+        base = base.rpartition(b"/")[0]

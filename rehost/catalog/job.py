@@ -272,6 +272,23 @@ class Verification(SpecRecord):
 Pattern = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(check_no_nul)]
 
 
+class Consistency(SpecRecord):
+    """How the server is held still while it is copied."""
+
+    method: Literal["auto", "live"] = Field("auto", description="auto: snapshots where they can be had; live: none")
+
+
+Command = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(check_no_nul)]
+
+
+class HookCommands(SpecRecord):
+    """Commands that are run on the source by /bin/sh, as the user of the agent. They are stored as they are written."""
+
+    pre_snapshot: Command | None = Field(None, description="before the server is held still; its failure ends the run")
+    post_snapshot: Command | None = Field(None, description="afterwards, in every case")
+    timeout_seconds: Annotated[Integer, Field(ge=1, le=3600)] = Field(60, description="for each")
+
+
 class JobSpec(SpecRecord):
     """The request that makes a job."""
 
@@ -287,5 +304,7 @@ class JobSpec(SpecRecord):
     network: Network = Network()
     replication: Replication = Replication()
     verification: Verification = Verification()
+    consistency: Consistency = Consistency()
+    hooks: HookCommands = HookCommands()
     tags: Tags = Field(default_factory=dict)
     valid_until: Moment | None = Field(None, description="7 to 90 days ahead; default 30 days")

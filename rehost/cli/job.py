@@ -82,6 +82,11 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
     transfer.add_argument("--bandwidth-limit-kbps", type=int, metavar="N", help="KB/s")
     transfer.add_argument("--compress-level", type=int, metavar="N", help="0 to 9, on the wire")
     transfer.add_argument("--checksum", action="store_true", help="compare with the source once more")
+    still = parser.add_argument_group("how the server is held still")
+    still.add_argument("--live", action="store_true", help="no snapshots on the source")
+    still.add_argument("--pre-snapshot", metavar="COMMAND", help="run on the source before; no secrets in it")
+    still.add_argument("--post-snapshot", metavar="COMMAND", help="run on the source afterwards, in every case")
+    still.add_argument("--hook-timeout-seconds", type=int, metavar="N", help="for each command; default 60")
     proof = parser.add_argument_group("the verification")
     proof.add_argument("--no-verification", action="store_true", help="no test boot")
     proof.add_argument("--boot-timeout-seconds", type=int, metavar="N")
@@ -118,6 +123,9 @@ def spec_of(arguments: argparse.Namespace) -> Json:
     _over(spec, "incremental", {**rule, "max_images": arguments.max_images})
     transfer = {"bandwidth_limit_kbps": arguments.bandwidth_limit_kbps, "compress_level": arguments.compress_level}
     _over(spec, "replication", {**transfer, "checksum": arguments.checksum or None})
+    _over(spec, "consistency", {"method": "live" if arguments.live else None})
+    hooks = {"pre_snapshot": arguments.pre_snapshot, "post_snapshot": arguments.post_snapshot}
+    _over(spec, "hooks", {**hooks, "timeout_seconds": arguments.hook_timeout_seconds})
     script = _read(arguments.script) if arguments.script else None
     proof = {"boot_timeout_seconds": arguments.boot_timeout_seconds, "script": script}
     _over(spec, "verification", {**proof, "enabled": False if arguments.no_verification else None})

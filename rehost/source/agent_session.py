@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rehost.agent import protocol
-from rehost.errors import SourceError, SourceNotEnoughPrivileges, SourceUnreachable
+from rehost.errors import SourceError, SourceNotEnoughPrivileges, SourceProtocol, SourceUnreachable
 from rehost.replication.tree import printable
 from rehost.run import PIPE, spawn
 from rehost.source.agent_program import PYTHON_OPTIONS, bootstrap, program
@@ -136,6 +136,18 @@ class AgentSession:
         self.equipment.complete(expected, blocks=False)
         yield from AgentReading(self._channel, requests, wanted, deliver).run()
         self._busy = False
+
+    def ask(self, kind: int, value: Any, answer: int) -> dict[str, Any]:
+        """Send a request that is one frame of JSON, and return its answer, which is one too."""
+        self._begin()
+        self._channel.send_json(kind, value)
+        told = self._channel.json_object(self._channel.expect(answer))
+        self._busy = False
+        return told
+
+    def violation(self, reason: str) -> SourceProtocol:
+        """The error for something that the agent may not say."""
+        return self._channel.violation(reason)
 
     def set_bandwidth_limit(self, kbps: int) -> None:
         """Bound what the source sends, in KB/s (1 KB = 1,000 bytes); 0 for no bound."""
