@@ -3,18 +3,15 @@
 import importlib
 import json
 import os
-import platform
 import queue
 import select
-import socket
 import sys
 import threading
-import traceback
 from typing import Any, Dict, List, Optional, Tuple
 
 from rehost.agent import protocol
 from rehost.agent.interpreter import interpreter
-from rehost.agent.output import Output
+from rehost.agent.output import Output, with_large_pipe
 from rehost.agent.walk import Walker
 
 _Frame = Tuple[int, bytes]
@@ -83,6 +80,7 @@ def serve(token: str, root: bytes) -> None:
     os.dup2(null, 0)
     os.dup2(2, 1)
     os.close(null)
+    with_large_pipe(sink)
     output = Output(sink)
     output.raw(protocol.MARKER + token.encode("ascii"))
     output.send(protocol.HELLO, _json(_hello()))
@@ -112,6 +110,11 @@ class Context:
             self._walker = Walker(self.root)
         return self._walker
 
+    def fail(self, error: BaseException) -> None:
+        """End the agent by an error of any thread, which the other side is told of."""
+        _tell_failure(self.output, error)
+        os._exit(1)
+
     def codec(self, level: int) -> protocol.Codec:
         """Packs at that level, by the codec that was agreed upon; not for two threads at once."""
         return protocol.Codec(self.start["codec"], level)
@@ -137,9 +140,9 @@ def _serve(control: Input, output: Output, root: bytes) -> None:
 def _hello() -> Dict[str, Any]:
     return {
         "protocol": protocol.PROTOCOL,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "hostname": socket.gethostname(),
+        "python": sys.version.split()[0],
+        "machine": os.uname().machine,
+        "hostname": os.uname().nodename,
         "uid": os.geteuid(),
         "hashes": protocol.hashes(),
         "codecs": protocol.codecs(),
@@ -157,7 +160,12 @@ def _object(body: bytes) -> Dict[str, Any]:
 
 def _tell_failure(output: Output, error: BaseException) -> None:
     told = {"type": type(error).__name__, "message": str(error)[:500], "errno": getattr(error, "errno", None)}
-    traceback.print_exc(file=sys.stderr)
+    try:
+        import traceback
+
+        traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
+    except Exception:  # what is told matters more
+        pass
     try:
         output.send(protocol.FAILED, _json(told))
     except OSError:

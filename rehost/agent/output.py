@@ -1,5 +1,6 @@
 """What the agent writes: frames, no faster than the bandwidth limit."""
 
+import fcntl
 import os
 import threading
 import time
@@ -8,6 +9,17 @@ from rehost.agent.protocol import ALIVE, ALIVE_SECONDS, HEADER
 
 _SLICE = 16_384  # bytes written at once under a limit, at most
 _CREDIT_SECONDS = 0.25  # what a late slice may catch up; over ten seconds this is 2.5 %
+
+_SET_PIPE_SIZE = 1031  # F_SETPIPE_SZ, which the module fcntl names from Python 3.10 on
+_PIPE_BYTES = 1 << 20
+
+
+def with_large_pipe(fd: int) -> None:
+    """Fewer switches between the agent and who carries its words, where it is a pipe that may grow."""
+    try:
+        fcntl.fcntl(fd, _SET_PIPE_SIZE, _PIPE_BYTES)
+    except OSError:
+        pass
 
 
 class Output:

@@ -3,14 +3,14 @@
 import struct
 import sys
 import zlib
-from typing import Any, List
+from typing import Any, List, Tuple
 
 try:
     import zstandard
 except ImportError:
     zstandard = None  # type: ignore[assignment,unused-ignore]  # until it is handed over
 
-PROTOCOL = 1
+PROTOCOL = 2
 MARKER = b"\0rehost-agent\0"  # then the token of this session (32 hex digits), then the first frame
 
 HEADER = struct.Struct(">BI")  # kind, length of the body in bytes
@@ -53,44 +53,40 @@ CODECS = {"none": RAW, "zlib": ZLIB, "zstd": ZSTD}
 
 ASK_HEAD = struct.Struct(">Q")  # number of the batch
 ASK_ROW = struct.Struct(">QBQI32s")  # request, attempt, offset, length, SHA-256
-BATCH_NAMES = 256  # a batch of questions is closed at so many names or files,
+BATCH_NAMES = 4096  # a batch of questions is closed at so many names or files,
 BATCH_BYTES = 8 << 20  # or at so many bytes of content
-BATCHES_AHEAD = 3  # batches that may wait for their answers
-REQUESTS_AHEAD = 2048  # files that may be asked for and not yet answered
+BATCHES_AHEAD = 6  # batches that are not answered and sent yet
+REQUESTS_AHEAD = 16_384  # files that may be asked for and not yet answered
+
+DATA_HEAD = struct.Struct(">BII")  # codec, number of chunks, length of their joined content
+BUNDLE_BYTES = 1 << 20  # chunks are joined while they fit into this; one alone may be as long as a chunk is
+DONE_HEAD = struct.Struct(">QI")  # number of the batch, number of files; then that many rows, then JSON of the errors
+DONE_ROW = struct.Struct(">QQqqBBI")  # request, size, mtime, ctime, unstable, attempt, number of chunks
 
 ROWS_BATCH = 4096  # rows of a scan in one frame, at most
 ROWS_BYTES = 1 << 20  # a frame of rows is closed once it holds this much of paths and attributes
 PATH_BYTES = 4096  # every path is shorter: PATH_MAX, as the manifest has it
 XATTRS_BYTES = 1 << 20  # nor are the extended attributes of one file together
+STATUS_BYTES = 144  # of each row: the beginning of struct statx
 # The columns of a frame of rows, in order: name and type as the module `array` names it; None: bytes.
 ROW_COLUMNS = (
-    ("paths", None),
+    ("paths", None),  # joined by NUL
     ("volume", "H"),
-    ("mode", "I"),
-    ("uid", "I"),
-    ("gid", "I"),
-    ("size", "Q"),
-    ("atime_ns", "q"),
-    ("mtime_ns", "q"),
-    ("ctime_ns", "q"),
-    ("rdev_major", "I"),
-    ("rdev_minor", "I"),
-    ("flags", "I"),
-    ("dev", "Q"),
-    ("ino", "Q"),
-    ("targets", None),
-    ("xattr_count", "I"),
+    ("status", None),  # STATUS_BYTES each
+    ("targets", None),  # of the symbolic links, joined by NUL
+    ("xattr_row", "I"),  # one an attribute, as are the two lengths
     ("xattr_name_length", "I"),
     ("xattr_value_length", "I"),
     ("xattr_bytes", None),
 )
-WIDTHS = {"H": 2, "I": 4, "Q": 8, "q": 8}
 
 SKIPPED_TOLD = 1000  # how many of the skipped names a scan tells
 ALIVE_SECONDS = 10.0  # the agent speaks at least this often
 SILENCE_SECONDS = 300.0  # an agent that hears nothing for so long ends; the control side pings
 
 _GAIN = 0.97  # packed content must be smaller than this part of it, else it travels as it is
+_SAMPLED_BYTES = 65_536  # content longer than this is tried by a sample first
+_SAMPLES, _SAMPLE_BYTES = 8, 2048
 
 
 class Codec:
@@ -101,17 +97,27 @@ class Codec:
         self._level = level
         self._zstd: Any = zstandard.ZstdCompressor(level=level) if self._code == ZSTD else None
 
+    def compress(self, raw: bytes) -> Tuple[int, bytes]:
+        """The codec's number and the content, compressed where that gains."""
+        if self._code != RAW and (len(raw) <= _SAMPLED_BYTES or self._gains(raw)):
+            packed = self._compressed(raw)
+            if len(packed) < _GAIN * len(raw):
+                return self._code, packed
+        return RAW, raw
+
     def pack(self, raw: bytes) -> List[bytes]:
         """The pieces to send: a head, then the content, compressed where that gains."""
-        if self._code == ZSTD:
-            packed = self._zstd.compress(raw)
-        elif self._code == ZLIB:
-            packed = zlib.compress(raw, self._level)
-        else:
-            packed = raw
-        if self._code != RAW and len(packed) < _GAIN * len(raw):
-            return [PACK.pack(self._code, len(raw)), packed]
-        return [PACK.pack(RAW, len(raw)), raw]
+        code, packed = self.compress(raw)
+        return [PACK.pack(code, len(raw)), packed]
+
+    def _compressed(self, raw: bytes) -> bytes:
+        return bytes(self._zstd.compress(raw)) if self._code == ZSTD else zlib.compress(raw, self._level)
+
+    def _gains(self, raw: bytes) -> bool:
+        """Whether a few pieces of it, spread over the whole, shrink: what is compressed already costs no time then."""
+        step = len(raw) // _SAMPLES
+        sample = b"".join([raw[at : at + _SAMPLE_BYTES] for at in range(0, step * _SAMPLES, step)])
+        return len(zlib.compress(sample, 1)) < _GAIN * len(sample)
 
 
 def look_again() -> None:

@@ -1,18 +1,24 @@
-"""The walk over the source's volumes: one row a name, sent in batches."""
+"""The walk over the source's volumes: one row a name, sent in batches in the order of the paths' bytes.
+
+Names of a directory are looked at in order. What is in a directory "a" has paths that begin with "a/", which come
+behind those of "a-b" and before those of "a0": so each directory to go into waits as its name with a slash until its
+turn among the names beside it. Nothing is held but the names of the directories from the root to the present one.
+"""
 
 import array
 import errno
 import fcntl
+import heapq
 import json
 import os
 import platform
 import re
-import stat
 import struct
 import sys
-from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from rehost.agent.output import Output
+from rehost.agent.pipeline import Ordered
 from rehost.agent.protocol import (
     PATH_BYTES,
     ROW_COLUMNS,
@@ -22,35 +28,85 @@ from rehost.agent.protocol import (
     SCANNED,
     SKIPPED_TOLD,
     XATTRS_BYTES,
-    Codec,
+)
+from rehost.agent.status import (
+    ATTRIBUTES_MASK,
+    DEVICE,
+    DIRECTORY,
+    INODE,
+    KEPT_FLAGS,
+    LINK,
+    MODE_HIGH,
+    REGULAR,
+    device_bytes,
+    looker,
+    packed,
+    with_flags,
 )
 from rehost.agent.walk import Walker, open_quietly
 
 # _IOR('f', 1, long) of <linux/fs.h>; these machines have the direction one bit lower.
 _DIRECTION_BIT = 29 if platform.machine().startswith(("ppc", "mips", "sparc", "alpha")) else 30
 _GET_FLAGS = (2 << _DIRECTION_BIT) | (struct.calcsize("l") << 16) | (ord("f") << 8) | 1
-_KEPT_FLAGS = 0x10 | 0x20 | 0x40  # i, a, d of chattr
+_FRAMES_QUEUED = 4
 
 
 def serve(context: Any, body: bytes) -> None:
     """Answer one SCAN."""
-    Scan(context.output, context.codec(1), context.walker, json.loads(body.decode("ascii"))).run()
+
+    def work() -> Any:
+        codec = context.codec(1)
+        return lambda raw: codec.pack(raw)
+
+    def emit(pieces: List[bytes]) -> None:
+        context.output.send(ROWS, *pieces)
+
+    frames = Ordered(work, emit, 1, _FRAMES_QUEUED, context.fail)
+    try:
+        Scan(context.output, frames, context.walker, json.loads(body.decode("ascii"))).run()
+    finally:
+        os.chdir("/")  # the walk is done in the directories' own places
+
+
+class _Directory:
+    """A directory in the middle of its walk."""
+
+    __slots__ = ("device", "names", "path", "pending", "prefix", "volume")
+
+    def __init__(self, path: bytes, volume: int, device: bytes, names: List[bytes]) -> None:
+        self.path = path
+        self.prefix = path + b"/" if path else b""
+        self.volume = volume
+        self.device = device
+        self.names = names  # still to be looked at, the next one last
+        self.pending: List[Tuple[bytes, int, Optional[bytes]]] = []  # to go into: name and slash, volume, device
 
 
 class Scan:
     """One scan: which volumes, what is left out, and the rows not sent yet."""
 
-    def __init__(self, output: Output, codec: Codec, walker: Walker, request: Dict[str, Any]) -> None:
+    def __init__(self, output: Output, frames: Ordered, walker: Walker, request: Dict[str, Any]) -> None:
         self._output = output
-        self._codec = codec
+        self._frames = frames
         self._walker = walker
         self._exclude = re.compile(request["exclude"]) if request["exclude"] else None
-        self._volumes = [volume.encode("latin-1") for volume in request["volumes"]]
+        volumes = [volume.encode("latin-1") for volume in request["volumes"]]
+        self._volumes = {path: number for number, path in enumerate(volumes) if not self._excluded_with_parents(path)}
+        # Names below a directory that lead to a volume: they are looked at even where nothing else there is.
+        self._ways: Dict[bytes, Set[bytes]] = {}
+        for path in self._volumes:
+            while path:
+                above, _, name = path.rpartition(b"/")
+                self._ways.setdefault(above, set()).add(name)
+                path = above
         self._mounts = mount_points(walker.root)
-        self._left_out: Set[bytes] = set()
-        self._roots: Set[Tuple[int, int]] = set()
-        self._flagless: Set[int] = set()
-        self._proc = os.path.isdir("/proc/self/fd")
+        # Of files that are read in a snapshot: they are told with the device of the volume that it stands for.
+        self._devices = {device_bytes(found): device_bytes(told) for found, told in walker.devices.items()}
+        self._look = looker()
+        self._encoding = sys.getfilesystemencoding()
+        self._roots: Set[Tuple[bytes, bytes]] = set()
+        self._reached: Set[bytes] = set()
+        self._flagless: Set[bytes] = set()
         self._skipped: List[Tuple[str, str]] = []
         self._skipped_total = 0
         self._rows = 0
@@ -58,94 +114,146 @@ class Scan:
 
     def run(self) -> None:
         """Send every row, then what was skipped."""
-        kept = [(number, path) for number, path in enumerate(self._volumes) if not self._excluded_with_parents(path)]
-        paths = {path for _, path in kept}
-        for number, path in kept:
-            self._between(path, kept)
-            self._volume(number, path, paths)
+        if b"" in self._volumes:
+            top = self._root(b"", self._volumes[b""])
+            stack = [] if top is None else self._opened(b"", *top)
+        else:
+            stack = [_Directory(b"", 0, b"", sorted(self._ways.get(b"", ()), reverse=True))]
+        while stack:
+            directory = stack[-1]
+            try:
+                os.fchdir(self._walker.directory(directory.path))
+                below = self._names_of(directory)
+            except OSError as error:
+                self._skip(directory.path, error)
+                below = None
+            if below is None:
+                stack.pop()
+            else:
+                key, volume, device = below
+                stack += self._opened(directory.prefix + key[:-1], volume, device)
+        for path in sorted(set(self._volumes) - self._reached):
+            self._skip(path, "nothing leads to this mount any more")
         self._flush()
+        self._frames.finish()
         told = {"rows": self._rows, "skipped": self._skipped, "skipped_total": self._skipped_total}
         self._output.send(SCANNED, json.dumps(told).encode("ascii"))
 
     # --- the walk ---
 
-    def _volume(self, number: int, root: bytes, volumes: Set[bytes]) -> None:
+    def _root(self, path: bytes, volume: int) -> Optional[Tuple[int, bytes]]:
+        """Add the row of a volume's root; its number and device where it is to be gone into."""
+        self._reached.add(path)
         try:
-            fd = self._walker.directory(root)
-            status = os.fstat(fd)
-        except OSError as error:
-            self._skip(root, error)
-            return
-        self._add(root, number, status, None, self._xattrs(root, fd), self._flags(fd, status))
-        if (status.st_dev, status.st_ino) in self._roots:
-            self._skip(root, "the same filesystem is mounted elsewhere too, and taken there")
-            return
-        self._roots.add((status.st_dev, status.st_ino))
-        pending = [root]
-        while pending:
-            directory = pending.pop()
-            try:
-                fd = self._walker.directory(directory)
-                if os.fstat(fd).st_dev != status.st_dev:
-                    continue  # something was mounted there a moment ago
-                below: List[bytes] = []
-                for name in _names(fd):
-                    path = directory + b"/" + name if directory else name
-                    if self._entry(path, name, fd, number, status.st_dev, volumes):
-                        below.append(path)
-                pending.extend(reversed(below))
-            except OSError as error:
-                self._skip(directory, error)
-
-    def _entry(self, path: bytes, name: bytes, fd: int, number: int, device: int, volumes: Set[bytes]) -> bool:
-        """Add the row of one name; whether to go into it."""
-        try:
-            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            fd = self._walker.directory(path)
+            status = packed(os.fstat(fd), self._flags(fd))
         except OSError as error:
             self._skip(path, error)
-            return False
-        is_directory = stat.S_ISDIR(status.st_mode)
-        if self._excluded(path, is_directory):
-            return False
-        if len(path) >= PATH_BYTES:
-            self._skip(path, "the path is too long")
-            return False
-        if is_directory and path in volumes:
-            return False  # it comes as the root of its own volume
-        if is_directory and (status.st_dev != device or path in self._mounts):
-            if path not in self._mounts:
-                self._skip(path, "another filesystem that is no mount, such as a btrfs subvolume")
-            if path not in self._left_out:
-                self._left_out.add(path)
-                self._add(path, number, status, None, [], 0)
-            return False
-        target: Optional[bytes] = None
-        flags = 0
-        try:
-            if stat.S_ISLNK(status.st_mode):
-                target = os.readlink(name, dir_fd=fd)
-            if is_directory or stat.S_ISREG(status.st_mode):
-                flags = self._flags_of(name, fd, status)
-        except OSError as error:
-            if error.errno == errno.ENOENT or target is None and stat.S_ISLNK(status.st_mode):
-                self._skip(path, error)
-                return False
-        self._add(path, number, status, target, self._xattrs_of(path, name, fd), flags)
-        return is_directory
+            return None
+        self._add(path, volume, status, self._xattrs(path, fd))
+        identity = (status[DEVICE], status[INODE])
+        if identity in self._roots:
+            self._skip(path, "the same filesystem is mounted elsewhere too, and taken there")
+            return None
+        self._roots.add(identity)
+        return volume, status[DEVICE]
 
-    def _between(self, volume: bytes, volumes: List[Tuple[int, bytes]]) -> None:
-        """Rows for the directories between a mount that was left out and a volume below it, which nobody else adds."""
-        parts = volume.split(b"/")
-        for depth in range(1, len(parts)):
-            above = b"/".join(parts[:depth])
-            if above in self._left_out or not any(above.startswith(left + b"/") for left in self._left_out):
+    def _opened(self, path: bytes, volume: int, device: Optional[bytes]) -> List[_Directory]:
+        """The directory with its names, or nothing; without a device only what leads to a volume below it."""
+        ways = self._ways.get(path)
+        if device is None:
+            return [_Directory(path, volume, b"", sorted(ways or (), reverse=True))]
+        try:
+            fd = self._walker.directory(path)
+            if packed(os.fstat(fd))[DEVICE] != device:
+                return []  # something was mounted there a moment ago
+            encoding = self._encoding
+            names = {name.encode(encoding, "surrogateescape") for name in os.listdir(fd)}
+        except OSError as error:
+            self._skip(path, error)
+            return []
+        return [_Directory(path, volume, device, sorted(names | ways if ways else names, reverse=True))]
+
+    def _names_of(self, directory: _Directory) -> Optional[Tuple[bytes, int, Optional[bytes]]]:
+        """Add the rows of its names up to the next directory to go into, which is returned; None at its end."""
+        names, pending, prefix = directory.names, directory.pending, directory.prefix
+        device, volume, look = directory.device, directory.volume, self._look
+        ways = self._ways.get(directory.path)
+        while names:
+            if pending and pending[0][0] < names[-1]:
+                return heapq.heappop(pending)
+            name = names.pop()
+            path = prefix + name
+            if ways is not None and name in ways:
+                self._way(directory, path, name)
+                # The volume's root may have been opened through other directories.
+                os.fchdir(self._walker.directory(directory.path))
                 continue
-            _, number = max((len(v), n) for n, v in volumes if not v or above.startswith(v + b"/"))
             try:
-                self._add(above, number, os.fstat(self._walker.directory(above)), None, [], 0)
-                self._left_out.add(above)
+                status = look(name)
             except OSError as error:
-                self._skip(above, error)
+                self._skip(path, error)
+                continue
+            kind = status[MODE_HIGH] >> 4
+            is_directory = kind == DIRECTORY
+            if self._exclude is not None and self._excluded(path, is_directory):
+                continue
+            if len(path) >= PATH_BYTES:
+                self._skip(path, "the path is too long")
+                continue
+            if is_directory:
+                if status[DEVICE] != device or path in self._mounts:
+                    self._left_out(path, volume, status)
+                    continue
+                heapq.heappush(pending, (name + b"/", volume, device))
+            target = None
+            if kind == LINK:
+                try:
+                    target = os.readlink(name)
+                except OSError as error:
+                    self._skip(path, error)
+                    continue
+            elif (kind == REGULAR or is_directory) and status[ATTRIBUTES_MASK] & KEPT_FLAGS != KEPT_FLAGS:
+                status = with_flags(status, self._flags_of(name, status[DEVICE]))
+            self._add(path, volume, status, self._xattrs(path, name), target)
+        return heapq.heappop(pending) if pending else None
+
+    def _way(self, directory: _Directory, path: bytes, name: bytes) -> None:
+        """A name that is a volume's root, or above one."""
+        if path in self._volumes:
+            root = self._root(path, self._volumes[path])
+            if root is not None:
+                heapq.heappush(directory.pending, (name + b"/",) + root)
+            return
+        inside: Tuple[int, Optional[bytes]] = (directory.volume, None)
+        if directory.device or self._told(directory.path):
+            try:
+                status = self._look(name)
+                if status[MODE_HIGH] >> 4 != DIRECTORY:
+                    raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            except OSError as error:
+                self._skip(path, error)
+                return
+            if not directory.device:
+                self._add(path, directory.volume, with_flags(status, 0), ())
+            elif status[DEVICE] != directory.device or path in self._mounts:
+                self._left_out(path, directory.volume, status)
+            else:
+                if status[ATTRIBUTES_MASK] & KEPT_FLAGS != KEPT_FLAGS:
+                    status = with_flags(status, self._flags_of(name, status[DEVICE]))
+                self._add(path, directory.volume, status, self._xattrs(path, name))
+                inside = (directory.volume, directory.device)
+        heapq.heappush(directory.pending, (name + b"/",) + inside)
+
+    def _told(self, path: bytes) -> bool:
+        """Whether a volume is above that path, so that it has a row."""
+        return b"" in self._volumes or any(path == v or path.startswith(v + b"/") for v in self._volumes)
+
+    def _left_out(self, path: bytes, volume: int, status: bytes) -> None:
+        """The row of a directory where something else is mounted that nobody asked for: it stays empty."""
+        if path not in self._mounts:
+            self._skip(path, "another filesystem that is no mount, such as a btrfs subvolume")
+        self._add(path, volume, with_flags(status, 0), ())
 
     def _excluded(self, path: bytes, is_directory: bool) -> bool:
         if self._exclude is None:
@@ -159,18 +267,15 @@ class Scan:
 
     # --- attributes ---
 
-    def _xattrs_of(self, path: bytes, name: bytes, fd: int) -> List[Tuple[bytes, bytes]]:
-        if not self._proc:
-            return []
-        # There is no listxattrat() that all kernels have; the last component is not followed here either.
-        return self._xattrs(path, b"/proc/self/fd/%d/%s" % (fd, name))
-
-    def _xattrs(self, path: bytes, where: Any) -> List[Tuple[bytes, bytes]]:
+    def _xattrs(self, path: bytes, where: Any) -> Sequence[Tuple[bytes, bytes]]:
+        """Of an open descriptor, or of a name in the working directory."""
         follow = isinstance(where, int)
         try:
             names = os.listxattr(where, follow_symlinks=follow)
         except OSError:
-            return []
+            return ()
+        if not names:
+            return ()
         found: List[Tuple[bytes, bytes]] = []
         total = 0
         for name in sorted(names):
@@ -185,35 +290,37 @@ class Scan:
             found.append((os.fsencode(name), value))
         return found
 
-    def _flags_of(self, name: bytes, fd: int, status: os.stat_result) -> int:
-        if status.st_dev in self._flagless:
+    def _flags_of(self, name: bytes, device: bytes) -> int:
+        if device in self._flagless:
             return 0
         try:
-            opened = open_quietly(name, 0, fd)
+            opened = open_quietly(name, 0)
         except OSError:
             return 0
         try:
-            return self._flags(opened, status)
+            return self._flags(opened, device)
         finally:
             os.close(opened)
 
-    def _flags(self, fd: int, status: os.stat_result) -> int:
+    def _flags(self, fd: int, device: bytes = b"") -> int:
         # The kernel writes an int, whatever the number of the call says.
         answer = array.array("i", [0, 0])
         try:
             fcntl.ioctl(fd, _GET_FLAGS, answer)
         except OSError as error:
             if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS):
-                self._flagless.add(status.st_dev)
+                self._flagless.add(device)
             return 0
-        return answer[0] & _KEPT_FLAGS
+        return answer[0] & KEPT_FLAGS
 
     # --- rows ---
 
     def _clear(self) -> None:
         self._paths: List[bytes] = []
+        self._statuses: List[bytes] = []
         self._targets: List[bytes] = []
         self._numbers: Dict[str, Any] = {name: array.array(code) for name, code in ROW_COLUMNS if code}
+        self._of_volumes = self._numbers["volume"]
         self._xattr_bytes: List[bytes] = []
         self._held = 0
 
@@ -221,47 +328,35 @@ class Scan:
         self,
         path: bytes,
         volume: int,
-        status: os.stat_result,
-        target: Optional[bytes],
-        xattrs: List[Tuple[bytes, bytes]],
-        flags: int,
+        status: bytes,
+        xattrs: Sequence[Tuple[bytes, bytes]],
+        target: Optional[bytes] = None,
     ) -> None:
-        mode = status.st_mode
-        special = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
-        self._paths.append(path)
-        self._targets.append(target or b"")
-        for name, value in (
-            ("volume", volume),
-            ("mode", mode),
-            ("uid", status.st_uid),
-            ("gid", status.st_gid),
-            ("size", status.st_size if stat.S_ISREG(mode) else 0),
-            ("atime_ns", status.st_atime_ns),
-            ("mtime_ns", status.st_mtime_ns),
-            ("ctime_ns", status.st_ctime_ns),
-            ("rdev_major", os.major(status.st_rdev) if special else 0),
-            ("rdev_minor", os.minor(status.st_rdev) if special else 0),
-            ("flags", flags),
-            ("dev", self._walker.devices.get(status.st_dev, status.st_dev)),
-            ("ino", status.st_ino),
-            ("xattr_count", len(xattrs)),
-        ):
-            self._numbers[name].append(value)
         for key, content in xattrs:
+            self._numbers["xattr_row"].append(len(self._paths))
             self._numbers["xattr_name_length"].append(len(key))
             self._numbers["xattr_value_length"].append(len(content))
             self._xattr_bytes += (key, content)
             self._held += len(key) + len(content)
-        self._held += len(path) + len(target or b"")
-        self._rows += 1
+        if self._devices:
+            status = status[: DEVICE.start] + self._devices.get(status[DEVICE], status[DEVICE])
+        self._paths.append(path)
+        self._statuses.append(status)
+        self._of_volumes.append(volume)
+        self._held += len(path)
+        if target is not None:
+            self._targets.append(target)
+            self._held += len(target)
         if len(self._paths) >= ROWS_BATCH or self._held >= ROWS_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if not self._paths:
             return
+        self._rows += len(self._paths)
         blobs = {
             "paths": b"\0".join(self._paths),
+            "status": b"".join(self._statuses),
             "targets": b"\0".join(self._targets),
             "xattr_bytes": b"".join(self._xattr_bytes),
         }
@@ -275,7 +370,7 @@ class Scan:
                     numbers.byteswap()
                 column = numbers.tobytes()
             pieces += (struct.pack(">I", len(column)), column)
-        self._output.send(ROWS, *self._codec.pack(b"".join(pieces)))
+        self._frames.submit(b"".join(pieces))
         self._clear()
 
     def _skip(self, path: bytes, reason: Any) -> None:
@@ -318,13 +413,3 @@ def _onto_itself(parent: Optional[Tuple[bytes, bytes, bytes]], mount: Tuple[byte
 def _unescaped(path: bytes) -> bytes:
     """The kernel writes space, tab, newline and backslash as octal escapes."""
     return re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m.group(1), 8)]), path)
-
-
-def _names(fd: int) -> Iterator[bytes]:
-    if os.scandir in os.supports_fd:  # from Python 3.7 on: entry by entry
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                yield os.fsencode(entry.name)
-    else:
-        for name in os.listdir(fd):
-            yield os.fsencode(name)

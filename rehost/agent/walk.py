@@ -35,11 +35,20 @@ class Walker:
         self._base_fd = self._root_fd
         self._parts: List[bytes] = []
         self._fds: List[Optional[int]] = []
+        self._last: Optional[bytes] = None  # the path that the chain leads to, where that is known
 
     def directory(self, path: bytes) -> int:
         """The descriptor of the directory of that path below the root; it is lent until the next call."""
         if self.elsewhere:
+            last = None
             path = self._from_base(path)
+        elif path == self._last and self._fds:
+            lent = self._fds[-1]
+            assert lent is not None
+            return lent
+        else:
+            last = path
+        self._last = None
         parts = path.split(b"/") if path else []
         same = 0
         while same < len(parts) and same < len(self._parts) and parts[same] == self._parts[same]:
@@ -58,6 +67,7 @@ class Walker:
                 self._let_go(len(self._fds) - 1 - _OPEN_AT_ONCE)
         lent = self._fds[-1] if self._fds else self._base_fd
         assert lent is not None
+        self._last = last
         return lent
 
     def file(self, path: bytes) -> int:
@@ -79,6 +89,7 @@ class Walker:
         return rest
 
     def _rebase(self, base: Optional[bytes]) -> None:
+        self._last = None
         self._forget(0)
         if self._base_fd != self._root_fd:
             os.close(self._base_fd)

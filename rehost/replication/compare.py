@@ -62,17 +62,6 @@ def first_names(table: pa.Table) -> np.ndarray:
     return first
 
 
-def without_repeats(table: pa.Table) -> pa.Table:
-    """A sorted table with each path once: a directory that changes while it is listed may tell a name twice."""
-    paths = table["path"].combine_chunks()
-    if table.num_rows < 2:
-        return table
-    same = pc.equal(paths.slice(1), paths.slice(0, len(paths) - 1))
-    if not pc.any(same).as_py():
-        return table
-    return table.filter(pa.array(np.concatenate(([True], ~np.asarray(same)))))
-
-
 def carried_over(table: pa.Table, parent: pa.Table) -> np.ndarray:
     """For each row the number of the parent's row whose content it still has, by path and status; -1 for none."""
     at = pc.index_in(table["path"], value_set=parent["path"].combine_chunks())

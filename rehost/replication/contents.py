@@ -11,12 +11,14 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from rehost.errors import SourceProtocol
+from rehost.replication.bundles import BadBundle, Bundle
 from rehost.replication.manifest import CHUNK_TYPE, FILES_SCHEMA
 from rehost.replication.store import Store
 from rehost.source.session import FileContent
 
 _WRITERS = 2
-_QUEUED = 24  # chunks that wait for the store, at most 1 MiB each
+_QUEUED = 24  # bundles that wait for the store, at most 1 MiB each
 _BATCH = 4096
 
 CHUNKS_TYPE = FILES_SCHEMA.field("chunks").type
@@ -73,9 +75,10 @@ class Delivery:
     On the way out of its block all that was delivered is in the store and durable, also after an error.
     """
 
-    def __init__(self, store: Store, delivered: Callable[[int], None]) -> None:
+    def __init__(self, store: Store, host: str, delivered: Callable[[int], None]) -> None:
         self.bytes_new = 0  # content of chunks that the store did not have, before its compression
         self._store = store
+        self._host = host  # for messages
         self._delivered = delivered
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="store")
         self._room = threading.BoundedSemaphore(_QUEUED)
@@ -104,14 +107,15 @@ class Delivery:
         present = self._store.has(names)
         return [not (here or coming) for here, coming in zip(present, queued, strict=True)]
 
-    def deliver(self, sha256: bytes, raw: bytes) -> None:
-        """Queue a chunk; waits while the queue is full. Raises what the store raised for an earlier one."""
+    def deliver(self, bundle: Bundle) -> None:
+        """Queue a bundle; waits while the queue is full. Raises what the store raised for an earlier one, and
+        SourceProtocol where an earlier one was not what its names say."""
         self._raise()
         self._room.acquire()
         with self._lock:
-            self._queued.add(sha256)
-        self._pool.submit(self._put, sha256, raw).add_done_callback(self._put_done)
-        self._delivered(len(raw))
+            self._queued.update(bundle.names)
+        self._pool.submit(self._put, bundle).add_done_callback(self._put_done)
+        self._delivered(bundle.size)
 
     def settle(self) -> None:
         """Wait until all that was delivered is in the store."""
@@ -121,13 +125,14 @@ class Delivery:
             self._room.release()
         self._raise()
 
-    def _put(self, sha256: bytes, raw: bytes) -> None:
+    def _put(self, bundle: Bundle) -> None:
         try:
-            new = self._store.put(sha256, raw)
+            new = self._store.put_bundle(bundle)
             with self._lock:
-                self._queued.discard(sha256)
-                if new:
-                    self.bytes_new += len(raw)
+                self._queued.difference_update(bundle.names)
+                self.bytes_new += new
+        except BadBundle as error:
+            raise SourceProtocol(host=self._host, reason=str(error)) from error
         finally:
             self._room.release()
 

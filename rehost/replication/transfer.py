@@ -21,7 +21,6 @@ from rehost.replication.compare import (
     numbers,
     replaced,
     with_link_groups,
-    without_repeats,
 )
 from rehost.replication.contents import CHUNKS_TYPE, Contents, Delivery, chunk_lists
 from rehost.replication.manifest import FILES_SCHEMA, validate
@@ -56,14 +55,13 @@ def scan(session: Session, inventory: Inventory, exclude: Sequence[str], directo
 
     Chunks are empty. Raises SourceProtocol for a table that breaks a rule of the manifest, and what the session does.
     """
-    batches: list[pa.RecordBatch] = []
+    batches: list[pa.Table] = []
     size = 0
     for batch in session.scan(inventory.volumes, exclude):
-        batches.append(batch)
+        batches.append(_unread(batch))
         size += pc.sum(batch["size"]).as_py() or 0
         progress(size, 0, "looking at every name")
-    table = pa.Table.from_batches(batches, schema=FILES_SCHEMA).sort_by("path").combine_chunks()
-    table = with_link_groups(without_repeats(table))
+    table = with_link_groups(pa.concat_tables([FILES_SCHEMA.empty_table(), *batches]).combine_chunks())
     try:
         validate(table.combine_chunks())
     except ManifestInvalid as error:
@@ -74,6 +72,16 @@ def scan(session: Session, inventory: Inventory, exclude: Sequence[str], directo
     table = table.replace_schema_metadata({**(FILES_SCHEMA.metadata or {}), _SKIPPED_KEY: told.encode()})
     pq.write_table(table, path, compression="zstd")
     return path
+
+
+def _unread(batch: pa.RecordBatch) -> pa.Table:
+    """Rows of a scan as rows of a files table, without any content."""
+    rows = batch.num_rows
+    known = dict(zip(batch.schema.names, batch.columns, strict=True))
+    known["link_group"] = pa.nulls(rows, pa.uint64())
+    known["chunks"] = pa.array([[]] * rows, CHUNKS_TYPE)
+    known["unstable"] = pa.array(np.zeros(rows, bool))
+    return pa.Table.from_arrays([known[name] for name in FILES_SCHEMA.names], schema=FILES_SCHEMA)
 
 
 def transfer(
@@ -95,7 +103,7 @@ def transfer(
     table = pq.read_table(scan_path, schema=FILES_SCHEMA).combine_chunks()
     skipped = json.loads((pq.read_schema(scan_path).metadata or {}).get(_SKIPPED_KEY, b"[]"))
     work = _Transfer(session, table, _parent(store, parent_id), progress)
-    with Delivery(store, work.delivered) as delivery:
+    with Delivery(store, session.host, work.delivered) as delivery:
         work.choose(store)
         work.read(delivery)
         result = work.table()

@@ -1,27 +1,27 @@
 """The control side of reading files from an agent: asks, answers, and believes nothing.
 
 An agent reads and hashes ahead. It puts the names of chunks in batches (ASK), is told which it shall send (WANT),
-sends them in that order (DATA), and then says which files were finished in the batch (DONE).
+sends them in that order, several joined (DATA), and then says which files were finished in the batch (DONE). What
+DATA holds is handed on as it came: who stores it unpacks it and compares it with its names, in threads of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rehost.agent import protocol
+from rehost.replication.bundles import RAW, Bundle
 from rehost.replication.manifest import CHUNK_BYTES, Chunk
 from rehost.replication.tree import printable
 from rehost.source.channel import Channel
 from rehost.source.session import FileContent, FileRequest
 
-_REQUESTS_BATCH = 256
+_REQUESTS_BATCH = 2048
 _REQUESTS_BYTES = 1 << 20  # of paths, in one frame
 _ATTEMPTS = 3
 _LAST_BYTE = 2**63 - 1
-_TIMES = 1 << 63
 
 
 @dataclass
@@ -40,7 +40,7 @@ class AgentReading:
         channel: Channel,
         requests: Iterable[FileRequest],
         wanted: Callable[[Sequence[bytes]], Sequence[bool]],
-        deliver: Callable[[bytes, bytes], None],
+        deliver: Callable[[Bundle], None],
     ) -> None:
         self._channel = channel
         self._requests = iter(requests)
@@ -51,8 +51,10 @@ class AgentReading:
         self._partial: dict[int, _Partial] = {}
         self._asked = 0
         self._done = 0
-        self._awaited: deque[tuple[int, bytes, int]] = deque()  # (batch, SHA-256, length) in the order they will come
+        self._awaited: deque[tuple[bytes, int]] = deque()  # (SHA-256, length) in the order they will come
         self._awaited_names: set[bytes] = set()
+        self._wanted_count = self._taken = 0  # chunks in this read
+        self._ends: deque[int] = deque()  # of each batch that is not done: how many chunks must have come by then
 
     def run(self) -> Iterator[FileContent]:
         """The files, in the order of the requests."""
@@ -92,27 +94,51 @@ class AgentReading:
             if self._all_requested:
                 self._channel.send(protocol.REQUESTED)
 
-    def _answer(self, body: bytes) -> None:
+    def _answer(self, body: bytearray) -> None:
         number, rows = self._number(body)
         if number != self._asked or self._asked - self._done > protocol.BATCHES_AHEAD:
             raise self._channel.violation("a question out of turn")
         if len(rows) % protocol.ASK_ROW.size or len(rows) > protocol.BATCH_NAMES * protocol.ASK_ROW.size:
             raise self._channel.violation("a question of a wrong length")
         self._asked += 1
-        chunks = [self._chunk(*row) for row in protocol.ASK_ROW.iter_unpack(rows)]
+        lengths = self._take_rows(rows)
         # Once in a batch and once in flight is enough.
-        new = list(dict.fromkeys(c.sha256 for c in chunks if c.sha256 not in self._awaited_names))
-        answers = dict(zip(new, self._wanted(new), strict=True)) if new else {}
-        flags = bytearray(len(chunks))
-        for place, chunk in enumerate(chunks):
-            if answers.pop(chunk.sha256, False):
-                flags[place] = 1
-                self._awaited.append((number, chunk.sha256, chunk.length))
-                self._awaited_names.add(chunk.sha256)
+        new = [name for name in lengths if name not in self._awaited_names]
+        wanted = {name for name, want in zip(new, self._wanted(new), strict=True) if want} if new else set()
+        self._awaited_names |= wanted
+        flags = bytearray(len(rows) // protocol.ASK_ROW.size)
+        if wanted:
+            for place, row in enumerate(protocol.ASK_ROW.iter_unpack(rows)):
+                if (name := row[4]) in wanted:
+                    wanted.remove(name)
+                    flags[place] = 1
+                    self._awaited.append((name, row[3]))
+        self._wanted_count += sum(flags)
+        self._ends.append(self._wanted_count)
         self._channel.send(protocol.WANT, protocol.ASK_HEAD.pack(number), bytes(flags))
 
-    def _chunk(self, index: int, attempt: int, offset: int, length: int, sha256: bytes) -> Chunk:
-        """One row of a question, added to its file."""
+    def _take_rows(self, rows: memoryview) -> dict[bytes, int]:
+        """Add the rows of a question to their files; the names of the chunks, in order, and how long they are."""
+        lengths: dict[bytes, int] = {}
+        current, partial, end = -1, _Partial(), 0
+        for index, attempt, offset, length, sha256 in protocol.ASK_ROW.iter_unpack(rows):
+            if index != current or attempt != partial.attempt:
+                current, partial = index, self._of(index, attempt)
+                end = partial.chunks[-1].offset + partial.chunks[-1].length if partial.chunks else 0
+            if (
+                not 0 < length <= CHUNK_BYTES
+                or not end <= offset <= _LAST_BYTE - length
+                or offset // CHUNK_BYTES != (offset + length - 1) // CHUNK_BYTES
+            ):
+                raise self._channel.violation("a chunk that no file can have")
+            if lengths.setdefault(sha256, length) != length:
+                raise self._channel.violation("two lengths of one chunk")
+            partial.chunks.append(Chunk(offset, length, sha256))
+            end = offset + length
+        return lengths
+
+    def _of(self, index: int, attempt: int) -> _Partial:
+        """The file that rows of that reading belong to."""
         partial = self._partial.get(index)
         if partial is None:
             raise self._channel.violation("content of a file that was not asked for")
@@ -120,72 +146,73 @@ class AgentReading:
             raise self._channel.violation("a reading out of turn")
         if attempt > partial.attempt:
             partial.attempt, partial.chunks = attempt, []
-        end = partial.chunks[-1].offset + partial.chunks[-1].length if partial.chunks else 0
-        if (
-            not 0 < length <= CHUNK_BYTES
-            or not end <= offset <= _LAST_BYTE - length
-            or offset // CHUNK_BYTES != (offset + length - 1) // CHUNK_BYTES
-        ):
-            raise self._channel.violation("a chunk that no file can have")
-        chunk = Chunk(offset, length, sha256)
-        partial.chunks.append(chunk)
-        return chunk
+        return partial
 
-    def _take(self, body: bytes) -> None:
-        if not self._awaited:
+    def _take(self, body: bytearray) -> None:
+        if len(body) < protocol.DATA_HEAD.size:
+            raise self._channel.violation("a frame that is cut short")
+        codec, count, length = protocol.DATA_HEAD.unpack_from(body)
+        if not 0 < count <= len(self._awaited):
             raise self._channel.violation("content that was not asked for")
-        _, sha256, length = self._awaited.popleft()
-        raw = self._channel.unpack(body, length)
-        if len(raw) != length or hashlib.sha256(raw).digest() != sha256:
-            raise self._channel.violation("content that does not match its SHA-256")
-        self._awaited_names.discard(sha256)
-        self._deliver(sha256, raw)
+        chunks = [self._awaited.popleft() for _ in range(count)]
+        names, lengths = zip(*chunks, strict=True)
+        packed = len(body) - protocol.DATA_HEAD.size
+        if sum(lengths) != length or (count > 1 and length > protocol.BUNDLE_BYTES):
+            raise self._channel.violation("content of another length than was asked for")
+        if codec not in protocol.CODECS.values() or packed > length or (codec == RAW and packed != length):
+            raise self._channel.violation("content that cannot be packed so")
+        self._taken += count
+        self._awaited_names.difference_update(names)
+        self._deliver(Bundle(names, lengths, codec, bytes(memoryview(body)[protocol.DATA_HEAD.size :])))
 
-    def _finish(self, body: bytes) -> Iterator[FileContent]:
-        number, told = self._number(body)
+    def _finish(self, body: bytearray) -> Iterator[FileContent]:
+        if len(body) < protocol.DONE_HEAD.size:
+            raise self._channel.violation("a frame that is cut short")
+        number, count = protocol.DONE_HEAD.unpack_from(body)
         if number != self._done or number >= self._asked:
             raise self._channel.violation("an end out of turn")
-        if self._awaited and self._awaited[0][0] <= number:
-            raise self._channel.violation("an end before all content had come")
+        if self._taken < self._ends.popleft():
+            raise self._channel.violation("an end before its content")
         self._done += 1
-        files = self._channel.json(told)
-        if not isinstance(files, list) or len(files) > protocol.BATCH_NAMES:
+        end = protocol.DONE_HEAD.size + count * protocol.DONE_ROW.size
+        if count > protocol.BATCH_NAMES or len(body) < end:
             raise self._channel.violation("a wrong list of files")
-        for record in files:
-            yield self._content(record)
+        errors = self._errors(body[end:], count)
+        rows = memoryview(body)[protocol.DONE_HEAD.size : end]
+        for place, record in enumerate(protocol.DONE_ROW.iter_unpack(rows)):
+            yield self._content(record, errors.get(place))
 
-    def _content(self, record: object) -> FileContent:
-        match record:
-            case [
-                int(index),
-                int(size),
-                int(mtime_ns),
-                int(ctime_ns),
-                bool(unstable),
-                str() | None as error,
-                int(attempt),
-                int(count),
-            ]:
-                pass
-            case _:
-                raise self._channel.violation("a file without the facts that belong to it")
+    def _errors(self, body: bytearray, count: int) -> dict[int, str]:
+        """Why files could not be read, by their place among those that were finished."""
+        told = self._channel.json(body)
+        errors: dict[int, str] = {}
+        for item in told if isinstance(told, list) else [None]:
+            match item:
+                case [int(place), str(reason)] if 0 <= place < count and place not in errors:
+                    shown = printable(reason[:200].encode("utf-8", "replace"))
+                    errors[place] = shown or "unreadable: no reason was given"
+                case _:
+                    raise self._channel.violation("a wrong list of errors")
+        return errors
+
+    def _content(self, record: tuple[int, int, int, int, int, int, int], error: str | None) -> FileContent:
+        index, size, mtime_ns, ctime_ns, unstable, attempt, count = record
         if not self._outstanding or self._outstanding.popleft() != index:
             raise self._channel.violation("a file out of turn")
         partial = self._partial.pop(index)
         if error is not None:
-            reason = printable(error[:200].encode("utf-8", "replace"))
-            return FileContent(index, 0, 0, 0, (), False, reason or "unreadable: no reason was given")
+            return FileContent(index, 0, 0, 0, (), False, error)
         # A reading without any chunk (the file is empty or one hole by now) leaves those of the one before behind.
         chunks = tuple(partial.chunks) if attempt == partial.attempt else ()
         end = chunks[-1].offset + chunks[-1].length if chunks else 0
         if len(chunks) != count or not partial.attempt <= attempt < _ATTEMPTS or not end <= size <= _LAST_BYTE:
             raise self._channel.violation("a file whose content does not fit together")
-        if not -_TIMES <= mtime_ns < _TIMES or not -_TIMES <= ctime_ns < _TIMES:
-            raise self._channel.violation("a time that no file can have")
-        return FileContent(index, size, mtime_ns, ctime_ns, chunks, unstable)
+        if unstable > 1:
+            raise self._channel.violation("a file without the facts that belong to it")
+        return FileContent(index, size, mtime_ns, ctime_ns, chunks, bool(unstable))
 
-    def _number(self, body: bytes) -> tuple[int, bytes]:
+    def _number(self, body: bytearray) -> tuple[int, memoryview]:
         if len(body) < protocol.ASK_HEAD.size:
             raise self._channel.violation("a frame that is cut short")
         (number,) = protocol.ASK_HEAD.unpack_from(body)
-        return int(number), body[protocol.ASK_HEAD.size :]
+        return int(number), memoryview(body)[protocol.ASK_HEAD.size :]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rehost.agent import protocol
 from rehost.errors import SourceError, SourceNotEnoughPrivileges, SourceProtocol, SourceUnreachable
+from rehost.replication.bundles import Bundle
 from rehost.replication.tree import printable
 from rehost.run import PIPE, spawn
 from rehost.source.agent_program import PYTHON_OPTIONS, bootstrap, program
@@ -24,7 +25,7 @@ from rehost.source.exclude import exclude_expression
 from rehost.source.hand_over import Equipment, looked_ahead
 from rehost.source.interpreters import Interpreter, target_of
 from rehost.source.inventory import Inventory, Volume
-from rehost.source.scan_rows import rows_of
+from rehost.source.scan_rows import ScanRows
 from rehost.source.session import FileContent, FileRequest, Skipped
 from rehost.source.ssh import ssh_argv, ssh_error
 
@@ -95,6 +96,7 @@ class AgentSession:
         }
         self._channel.send_json(protocol.SCAN, request)
         rows = 0
+        frames = ScanRows(len(volumes), self._channel.violation)
         while True:
             kind, body = self._channel.receive()
             if kind == protocol.SCANNED:
@@ -102,7 +104,7 @@ class AgentSession:
             if kind != protocol.ROWS:
                 raise self._channel.violation(f"a frame of kind {kind} inside a scan")
             raw = self._channel.unpack(body, protocol.FRAME_BYTES)
-            batch = rows_of(raw, len(volumes), self._channel.violation)
+            batch = frames.batch(raw)
             rows += batch.num_rows
             yield batch
         told = self._channel.json_object(body)
@@ -128,7 +130,7 @@ class AgentSession:
         self,
         requests: Iterable[FileRequest],
         wanted: Callable[[Sequence[bytes]], Sequence[bool]],
-        deliver: Callable[[bytes, bytes], None],
+        deliver: Callable[[Bundle], None],
     ) -> Iterator[FileContent]:
         """The content of these files; see Session."""
         self._begin()
@@ -256,7 +258,7 @@ def open_program(
             channel.close()
 
 
-def _hello(channel: Channel, body: bytes) -> Hello:
+def _hello(channel: Channel, body: bytes | bytearray) -> Hello:
     try:
         hello = Hello.model_validate_json(body)
     except ValidationError as error:

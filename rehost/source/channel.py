@@ -12,14 +12,12 @@ import os
 import select
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from typing import Any
 
-import zstandard
-
 from rehost.agent import protocol
 from rehost.errors import ProgramTimeout, SourceAgentFailed, SourceError, SourceProtocol, SourceUnreachable
+from rehost.replication.bundles import BadBundle, unpack
 from rehost.replication.tree import printable
 from rehost.run import Process
 
@@ -28,6 +26,7 @@ SILENCE_SECONDS = 120.0  # the agent says something every ten seconds
 _PING_SECONDS = 30.0
 _NOISE_BYTES = 65_536  # what login shells may print before the agent speaks
 _PIPE_BYTES = 1 << 20
+_SPARE_BYTES = 1 << 18
 _CLOSE_SECONDS = 5.0
 
 Explain = Callable[[int | None, str, bool], SourceError]
@@ -48,23 +47,24 @@ class Channel:
         self._fd = process.stdout.fileno()
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLIN | select.POLLHUP | select.POLLERR)
-        self._buffer = bytearray()
+        self._spare = bytearray(_SPARE_BYTES)  # what came behind what was read for
+        self._at = self._end = 0  # where in it the bytes are that were not taken yet
         # The program fits into the pipe, so that sending it never waits for a login that hangs; and fewer switches
         # between ssh and us. Not every user may have so large a pipe.
         for fd in (self._fd, process.stdin.fileno()):
             with contextlib.suppress(OSError):
                 fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
-    def greet(self, program: bytes, token: str) -> bytes:
+    def greet(self, program: bytes, token: str) -> bytearray:
         """Send the agent, wait for its hello and return that frame's body."""
         self._write(program)
         marker = protocol.MARKER + token.encode("ascii")
         deadline = time.monotonic() + HELLO_SECONDS
-        while (found := self._buffer.find(marker)) < 0:
-            if len(self._buffer) > _NOISE_BYTES:
+        while (found := self._spare.find(marker, 0, self._end)) < 0:
+            if self._end > _NOISE_BYTES:
                 raise self.violation(f"its login prints more than {_NOISE_BYTES} bytes before the agent can speak")
-            self._more(deadline - time.monotonic())
-        del self._buffer[: found + len(marker)]
+            self._end += self._read([memoryview(self._spare)[self._end :]], deadline - time.monotonic())
+        self._at = found + len(marker)
         self._greeted = True
         kind, body = self.receive()
         if kind != protocol.HELLO:
@@ -81,7 +81,7 @@ class Channel:
         """Send one frame with a JSON body."""
         self.send(kind, json.dumps(value, separators=(",", ":")).encode("ascii"))
 
-    def receive(self) -> tuple[int, bytes]:
+    def receive(self) -> tuple[int, bytearray]:
         """The next frame. Raises SourceUnreachable, SourceProtocol, SourceAgentFailed."""
         while True:
             kind, length = protocol.HEADER.unpack(self._exactly(protocol.HEADER.size))
@@ -95,7 +95,7 @@ class Channel:
             if kind != protocol.ALIVE:
                 return kind, body
 
-    def expect(self, kind: int) -> bytes:
+    def expect(self, kind: int) -> bytearray:
         """The body of the next frame, which must be of that kind."""
         got, body = self.receive()
         if got != kind:
@@ -106,21 +106,21 @@ class Channel:
         """The error for something that an agent may not say."""
         return SourceProtocol(host=self.host, reason=reason)
 
-    def json_object(self, body: bytes) -> dict[str, Any]:
+    def json_object(self, body: bytes | bytearray) -> dict[str, Any]:
         """A JSON object."""
         value = self.json(body)
         if not isinstance(value, dict):
             raise self.violation("JSON that is no object")
         return value
 
-    def json(self, body: bytes) -> Any:
+    def json(self, body: bytes | bytearray) -> Any:
         """A JSON value."""
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as error:
             raise self.violation("text that is no JSON") from error
 
-    def unpack(self, body: bytes, limit: int) -> bytes:
+    def unpack(self, body: bytes | bytearray, limit: int) -> bytes:
         """Packed content, of at most `limit` bytes; no more is ever made than its head says."""
         if len(body) < protocol.PACK.size:
             raise self.violation("packed content without a head")
@@ -129,12 +129,9 @@ class Channel:
         if length > limit:
             raise self.violation(f"packed content of {length} bytes where {limit} are allowed")
         try:
-            raw = _unpacked(codec, packed, length)
-        except (ValueError, zlib.error, zstandard.ZstdError, MemoryError) as error:
-            raise self.violation("packed content that does not unpack") from error
-        if len(raw) != length:
-            raise self.violation("packed content of another length than it says")
-        return raw
+            return unpack(codec, packed, length)
+        except BadBundle as error:
+            raise self.violation(str(error)) from error
 
     def close(self) -> None:
         """End the conversation; the agent ends when its standard input does."""
@@ -160,21 +157,28 @@ class Channel:
         except (BrokenPipeError, ValueError) as error:
             raise self._ended() from error
 
-    def _exactly(self, count: int) -> bytes:
-        while len(self._buffer) < count:
-            self._more(SILENCE_SECONDS)
-        taken = bytes(memoryview(self._buffer)[:count])
-        del self._buffer[:count]
+    def _exactly(self, count: int) -> bytearray:
+        """That many bytes: those that came already, and the rest straight into their place."""
+        taken = bytearray(count)
+        view = memoryview(taken)
+        have = min(count, self._end - self._at)
+        view[:have] = memoryview(self._spare)[self._at : self._at + have]
+        self._at += have
+        while have < count:
+            got = self._read([view[have:], self._spare], SILENCE_SECONDS)
+            rest = max(0, got - (count - have))
+            have += got - rest
+            self._at, self._end = 0, rest
         return taken
 
-    def _more(self, seconds: float) -> None:
+    def _read(self, views: list[Any], seconds: float) -> int:
         if not self._poll.poll(max(0, int(seconds * 1000))):
             raise SourceUnreachable(host=self.host, reason="nothing was heard for too long")
-        piece = os.read(self._fd, _PIPE_BYTES)
-        if not piece:
+        got = os.readv(self._fd, views)
+        if not got:
             raise self._ended()
-        self.received += len(piece)
-        self._buffer += piece
+        self.received += got
+        return got
 
     def _ended(self) -> SourceError:
         status: int | None = None
@@ -186,20 +190,3 @@ class Channel:
 def new_token() -> str:
     """What announces the agent's first byte, drawn at random so that no login message can hold it."""
     return os.urandom(16).hex()
-
-
-def _unpacked(codec: int, packed: memoryview, length: int) -> bytes:
-    if codec == protocol.RAW:
-        return bytes(packed)
-    if codec == protocol.ZLIB:
-        stream = zlib.decompressobj()
-        raw = stream.decompress(packed, length + 1)
-        if not stream.eof or stream.unused_data or stream.unconsumed_tail:
-            raise ValueError("more than its head says")
-        return raw
-    if codec == protocol.ZSTD:
-        # The frame's own claim decides how much memory is taken, so it is compared first; -1: it makes none.
-        if zstandard.frame_content_size(packed) not in (-1, length):
-            raise ValueError("another size than its head says")
-        return zstandard.ZstdDecompressor().decompress(packed, max_output_size=length, allow_extra_data=False)
-    raise ValueError("an unknown codec")

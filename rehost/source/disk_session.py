@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import re
 import stat
 import time
@@ -16,7 +17,8 @@ import pyarrow as pa
 
 from rehost.agent import inventory_files
 from rehost.errors import SourceImageDamaged, SourceUnsupported
-from rehost.replication.manifest import FILES_SCHEMA, Chunk, Entry
+from rehost.replication.bundles import BUNDLE_BYTES, RAW, Bundle
+from rehost.replication.manifest import SCAN_SCHEMA, Chunk, Entry
 from rehost.replication.tree import printable
 from rehost.source.connect import DiskConnection
 from rehost.source.discover import inventory_of
@@ -131,10 +133,12 @@ class DiskSession:
             if not _excluded_with_parents(volume.mount_point, excluded)
         ]
         roots = {path for _, path, _ in taken}
+        walks = []
         for number, prefix, mount in taken:
             if mount is None:
                 raise SourceUnsupported(source=self.host, reason=f"/{printable(prefix)} is on none of the disk images")
-            yield from _batches(self._entries(number, prefix, mount, roots, excluded))
+            walks.append(self._entries(number, prefix, mount, roots, excluded))
+        yield from _batches(heapq.merge(*walks, key=lambda walked: walked[0].path))
 
     def _check_not_read(self, layout: Layout, excluded: Callable[[bytes, bool], bool]) -> None:
         for mount in layout.not_read:
@@ -154,7 +158,7 @@ class DiskSession:
         mount: MountedImage,
         roots: set[bytes],
         excluded: Callable[[bytes, bool], bool],
-    ) -> Iterator[Entry]:
+    ) -> Iterator[tuple[Entry, int]]:
         def absolute(path: bytes) -> bytes:
             return prefix + b"/" + path if prefix and path else prefix or path
 
@@ -166,8 +170,8 @@ class DiskSession:
                 self._skipped.append(Skipped(absolute(path), reason[:300]))
 
         device = mount.found.disk << 16 | mount.found.partition.number
-        for entry in mount.reader.entries(skip, refused):
-            yield Entry(
+        for entry, names in mount.reader.entries_and_names(skip, refused):
+            told = Entry(
                 path=absolute(entry.path),
                 mode=entry.mode,
                 uid=entry.uid,
@@ -185,6 +189,7 @@ class DiskSession:
                 dev=device,
                 ino=entry.ino,
             )
+            yield told, names
 
     # --- content ----------------------------------------------------------------------------------------------
 
@@ -192,7 +197,7 @@ class DiskSession:
         self,
         requests: Iterable[FileRequest],
         wanted: Callable[[Sequence[bytes]], Sequence[bool]],
-        deliver: Callable[[bytes, bytes], None],
+        deliver: Callable[[Bundle], None],
     ) -> Iterator[FileContent]:
         """The content of these files; see Session."""
         tree = self._layout.tree()
@@ -249,17 +254,28 @@ class DiskSession:
         self,
         held: dict[bytes, bytes],
         wanted: Callable[[Sequence[bytes]], Sequence[bool]],
-        deliver: Callable[[bytes, bytes], None],
+        deliver: Callable[[Bundle], None],
     ) -> None:
         names = list(held)
         if not names:
             return
-        for name, want in zip(names, wanted(names), strict=True):
-            if want:
-                began = time.monotonic()
-                deliver(name, held[name])
-                self._delivered += len(held[name])
-                self._hold_back(began, len(held[name]))
+        bundle: list[bytes] = []
+        size = 0
+        for name in [name for name, want in zip(names, wanted(names), strict=True) if want]:
+            if bundle and size + len(held[name]) > BUNDLE_BYTES:
+                self._deliver(bundle, held, deliver)
+                bundle, size = [], 0
+            bundle.append(name)
+            size += len(held[name])
+        if bundle:
+            self._deliver(bundle, held, deliver)
+
+    def _deliver(self, names: Sequence[bytes], held: dict[bytes, bytes], deliver: Callable[[Bundle], None]) -> None:
+        began = time.monotonic()
+        lengths = tuple(len(held[name]) for name in names)
+        deliver(Bundle(tuple(names), lengths, RAW, b"".join(held[name] for name in names)))
+        self._delivered += sum(lengths)
+        self._hold_back(began, sum(lengths))
 
     def _hold_back(self, began: float, count: int) -> None:
         """Wait until that many bytes may have been handed over since then; a new limit acts at once."""
@@ -267,11 +283,11 @@ class DiskSession:
             time.sleep(min(left, 0.25))
 
 
-def _batches(entries: Iterable[Entry]) -> Iterator[pa.RecordBatch]:
-    batch: list[Entry] = []
+def _batches(entries: Iterable[tuple[Entry, int]]) -> Iterator[pa.RecordBatch]:
+    batch: list[tuple[Entry, int]] = []
     held = 0
-    for entry in entries:
-        batch.append(entry)
+    for entry, names in entries:
+        batch.append((entry, names))
         held += len(entry.path) + len(entry.target or b"") + sum(len(n) + len(v) for n, v in entry.xattrs)
         if len(batch) >= _BATCH_ROWS or held >= _BATCH_BYTES:
             yield _batch(batch)
@@ -280,17 +296,17 @@ def _batches(entries: Iterable[Entry]) -> Iterator[pa.RecordBatch]:
         yield _batch(batch)
 
 
-def _batch(entries: Sequence[Entry]) -> pa.RecordBatch:
+def _batch(entries: Sequence[tuple[Entry, int]]) -> pa.RecordBatch:
     columns = []
-    for column in FILES_SCHEMA:
+    for column in SCAN_SCHEMA:
         if column.name == "xattrs":
-            values: list[Any] = [[{"name": n, "value": v} for n, v in entry.xattrs] for entry in entries]
-        elif column.name == "chunks":
-            values = [[]] * len(entries)
+            values: list[Any] = [[{"name": n, "value": v} for n, v in entry.xattrs] for entry, _ in entries]
+        elif column.name == "nlink":
+            values = [names for _, names in entries]
         else:
-            values = [getattr(entry, column.name) for entry in entries]
+            values = [getattr(entry, column.name) for entry, _ in entries]
         columns.append(pa.array(values, column.type))
-    return pa.RecordBatch.from_arrays(columns, schema=FILES_SCHEMA)
+    return pa.RecordBatch.from_arrays(columns, schema=SCAN_SCHEMA)
 
 
 def _excluded_with_parents(mount_point: str, excluded: Callable[[bytes, bool], bool]) -> bool:

@@ -8,6 +8,7 @@ a SourceUnsupported. Checksums of metadata_csum are not compared.
 
 from __future__ import annotations
 
+import heapq
 import os
 import stat
 import struct
@@ -307,7 +308,7 @@ class Ext4Image:
     def walk(
         self, skip: Skip = lambda path, is_directory: False, refused: Refused | None = None
     ) -> Iterator[tuple[bytes, Inode]]:
-        """(path, inode) of every name, the root as b"" first, a directory before what is in it.
+        """(path, inode) of every name, the root as b"" first, in the order of the paths' bytes.
 
         A path for which `skip` says True is left out with all that is below it. A directory that has no reader is
         told to `refused`, and its content left out; without `refused` it is a SourceUnsupported.
@@ -319,13 +320,22 @@ class Ext4Image:
             raise damaged(self.source, "its root is no directory")
         seen = {_ROOT_INODE}
         yield b"", root
-        todo: list[tuple[bytes, bytes, int]] = [(b"", b"", _ROOT_INODE)]
-        while todo:
-            above, last, at = todo.pop()
-            directory = _joined(above, last)
-            below: list[tuple[bytes, bytes, int]] = []
-            # By inode number, so that each block of the inode tables is read once.
-            for name, number in self._sorted_names(self.inode(at), directory, refused):
+        # Of each directory on the way: its path, the names in it, the next one last, and the directories among those
+        # before it, as their names with a slash: what is in "a" comes behind "a-b" and before "a0".
+        way: list[tuple[bytes, list[tuple[bytes, int]], list[tuple[bytes, int]]]] = []
+        at: tuple[bytes, int] | None = (b"", _ROOT_INODE)
+        while at is not None or way:
+            if at is not None:
+                way.append((at[0], self._names_backwards(self.inode(at[1]), at[0], refused), []))
+                at = None
+                if self._directory_bytes > limit:
+                    raise damaged(self.source, "its directories share blocks")
+            directory, names, below = way[-1]
+            if below and (not names or below[0][0] < names[-1][0]):
+                name, number = heapq.heappop(below)
+                at = _joined(directory, name[:-1]), number
+            elif names:
+                name, number = names.pop()
                 path = _joined(directory, name)
                 if len(path) > _PATH_BYTES:
                     raise SourceUnsupported(source=self.source, reason=f"/{printable(path[:200])}… is nested too deep")
@@ -338,15 +348,14 @@ class Ext4Image:
                     if number in seen:
                         raise damaged(self.source, f"the directory /{printable(path)} is in two places")
                     seen.add(number)
-                    below.append((directory, name, number))
+                    heapq.heappush(below, (name + b"/", number))
                 yield path, child
-            if self._directory_bytes > limit:
-                raise damaged(self.source, "its directories share blocks")
-            todo.extend(reversed(below))
+            else:
+                way.pop()
 
-    def _sorted_names(self, inode: Inode, path: bytes, refused: Refused | None) -> list[tuple[bytes, int]]:
+    def _names_backwards(self, inode: Inode, path: bytes, refused: Refused | None) -> list[tuple[bytes, int]]:
         try:
-            return sorted(self.names(inode, path), key=lambda pair: pair[1])
+            return sorted(self.names(inode, path), reverse=True)
         except SourceUnsupported as error:
             if refused is None:
                 raise
@@ -355,9 +364,16 @@ class Ext4Image:
 
     def entries(self, skip: Skip = lambda path, is_directory: False, refused: Refused | None = None) -> Iterator[Entry]:
         """Every entry, as `walk` finds them; without chunks, device number and link group."""
+        for entry, _ in self.entries_and_names(skip, refused):
+            yield entry
+
+    def entries_and_names(
+        self, skip: Skip = lambda path, is_directory: False, refused: Refused | None = None
+    ) -> Iterator[tuple[Entry, int]]:
+        """Every entry, and how many names its inode says that it has."""
         for path, inode in self.walk(skip, refused):
             try:
-                yield self.entry(path, inode)
+                yield self.entry(path, inode), inode.links
             except SourceImageDamaged as error:
                 raise damaged(self.source, f"/{printable(path)}: {error.facts['reason']}") from error
             except SourceUnsupported as error:

@@ -24,6 +24,7 @@ from rehost.errors import (
     SourceProtocol,
     SourceUnreachable,
 )
+from rehost.replication.bundles import Bundle
 from rehost.replication.export import export_tree
 from rehost.replication.store import Store
 from rehost.replication.tree import Tree
@@ -48,7 +49,7 @@ def _read(
     session: Session,
     path: Path,
     wanted: Callable[..., list[bool]] = _all,
-    deliver: Callable[[bytes, bytes], None] = lambda sha256, raw: None,
+    deliver: Callable[[Bundle], None] = lambda bundle: None,
 ) -> FileContent:
     request = FileRequest(0, os.fsencode(path).lstrip(b"/"), path.stat().st_size)
     (content,) = session.read([request], wanted, deliver)
@@ -104,7 +105,7 @@ def test_a_file_arrives_whole_over_ssh(sshd: Sshd, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
     arrived: list[bytes] = []
     with open_session(sshd.connection(), compress_level=3) as session:
-        file = _read(session, tmp_path / "file", deliver=lambda sha256, raw: arrived.append(raw))
+        file = _read(session, tmp_path / "file", deliver=lambda bundle: arrived.append(bundle.raw()))
         assert session.bytes_on_wire() > len(content)
     assert b"".join(arrived) == content
     assert [chunk.offset for chunk in file.chunks] == [0, 1 << 20, 2 << 20]
@@ -137,7 +138,7 @@ def test_a_killed_session_is_unreachable_and_leaves_nothing(sshd: Sshd, tmp_path
     (tmp_path / "file").write_bytes(os.urandom(30_000_000))
     delivered = 0
 
-    def deliver(sha256: bytes, raw: bytes) -> None:
+    def deliver(bundle: Bundle) -> None:
         nonlocal delivered
         delivered += 1
         if delivered == 3:
@@ -161,20 +162,20 @@ def test_a_transfer_goes_on_where_the_connection_broke(sshd: Sshd, tmp_path: Pat
     wire = []
     with Store.open(tmp_path / "store") as store:
         with pytest.raises(SourceUnreachable), _on_tree(sshd.connection(), tree) as session:
-            put = store.put
+            put = store.put_bundle
             stored: list[bytes] = []
 
-            def breaking(sha256: bytes, raw: bytes) -> bool:
-                stored.append(sha256)
-                if len(stored) == 25:
+            def breaking(bundle: Bundle) -> int:
+                stored.extend(bundle.names)
+                if len(stored) >= 25:
                     sshd.kill_sessions()
-                return put(sha256, raw)
+                return put(bundle)
 
-            store.put = breaking  # type: ignore[method-assign]
+            store.put_bundle = breaking  # type: ignore[method-assign]
             try:
                 take(session, store, tmp_path)
             finally:
-                del store.put
+                del store.put_bundle
                 wire.append(session.bytes_on_wire())
         assert all(store.has(stored))
     with Store.open(tmp_path / "store") as store:

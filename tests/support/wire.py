@@ -77,11 +77,20 @@ def row(index, attempt, offset, length, sha256):
     return struct.pack(">QBQI32s", index, attempt, offset, length, sha256)
 def head(number):
     return struct.pack(">Q", number)
-HELLO_BODY = dict(protocol=1, python="3.11", machine="x86_64", hostname="liar", uid=0)
+def data(codec, count, length, payload):
+    return struct.pack(">BII", codec, count, length) + payload
+def bundle(chunks):
+    return data(0, len(chunks), sum(map(len, chunks)), b"".join(chunks))
+def done(number, files, errors=(), count=None):
+    rows = b"".join(struct.pack(">QQqqBBI", *file) for file in files)
+    head = struct.pack(">QI", number, len(files) if count is None else count)
+    return head + rows + json.dumps(errors).encode()
+HELLO_BODY = dict(protocol=2, python="3.11", machine="x86_64", hostname="liar", uid=0)
 HELLO_BODY.update(hashes=["sha256"], codecs=["zlib"])
 sink.write(b"\\0rehost-agent\\0" + token.encode())
 RAW = b"x" * 1000
 NAME = hashlib.sha256(RAW).digest()
+SHORT_NAME = hashlib.sha256(b"abc").digest()
 {lie}
 sink.flush()
 source.read()

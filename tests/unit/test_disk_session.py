@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from rehost.errors import SourceUnsupported
-from rehost.replication.manifest import FILES_SCHEMA
+from rehost.replication.bundles import Bundle
+from rehost.replication.manifest import SCAN_SCHEMA
 from rehost.settings import settings
 from rehost.source.connect import DiskConnection, open_session
 from rehost.source.disk_session import DiskSession
@@ -82,15 +83,21 @@ def open_disks(*disks: Path) -> DiskSession:
 
 def scanned(session: DiskSession, exclude: Sequence[str] = ()) -> pa.Table:
     inventory = session.inventory()
-    return pa.Table.from_batches(list(session.scan(inventory.volumes, exclude)), FILES_SCHEMA)
+    return pa.Table.from_batches(list(session.scan(inventory.volumes, exclude)), SCAN_SCHEMA)
 
 
 def content_of(session: DiskSession, table: pa.Table, path: bytes) -> tuple[FileContent, bytes]:
     row = next(row for row in table.to_pylist() if row["path"] == path)
     store: dict[bytes, bytes] = {}
-    (content,) = session.read(
-        [FileRequest(7, path, row["size"])], lambda names: [name not in store for name in names], store.__setitem__
-    )
+
+    def deliver(bundle: Bundle) -> None:
+        raw, at = bundle.raw(), 0
+        for name, length in zip(bundle.names, bundle.lengths, strict=True):
+            store[name] = raw[at : at + length]
+            at += length
+
+    request = FileRequest(7, path, row["size"])
+    (content,) = session.read([request], lambda names: [name not in store for name in names], deliver)
     assert content.error is None
     assert all(hashlib.sha256(raw).digest() == name for name, raw in store.items())
     whole = bytearray(content.size)
@@ -153,7 +160,7 @@ def test_scan_and_read_give_every_name_and_its_content(tmp_path: Path) -> None:
 def test_what_is_gone_or_no_file_is_told(tmp_path: Path) -> None:
     with open_disks(*make_server(tmp_path)) as session:
         requests = [FileRequest(0, b"nothing", 1), FileRequest(1, b"etc", 1), FileRequest(2, b"linked/below", 1)]
-        answers = list(session.read(requests, lambda names: [True] * len(names), lambda name, raw: None))
+        answers = list(session.read(requests, lambda names: [True] * len(names), lambda bundle: None))
     assert [(answer.index, answer.error) for answer in answers] == [(0, "vanished"), (1, "replaced"), (2, "vanished")]
 
 

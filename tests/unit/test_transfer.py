@@ -18,6 +18,7 @@ import pytest
 import rehost.agent
 from rehost.errors import SnapshotFileChanged, SourceUnreachable
 from rehost.ids import new_id
+from rehost.replication.bundles import Bundle
 from rehost.replication.compare import replaced
 from rehost.replication.export import export_tree
 from rehost.replication.manifest import CHUNK_BYTES
@@ -56,7 +57,7 @@ def _read(
     session: Session, paths: Iterable[bytes], wanted: Callable[[Sequence[bytes]], Sequence[bool]] | None = None
 ) -> list[FileContent]:
     requests = [FileRequest(index, path, 1) for index, path in enumerate(paths)]
-    return list(session.read(requests, wanted or (lambda names: [True] * len(names)), lambda sha256, raw: None))
+    return list(session.read(requests, wanted or (lambda names: [True] * len(names)), lambda bundle: None))
 
 
 @pytest.mark.parametrize("level", [0, 3])
@@ -118,20 +119,20 @@ def test_what_arrived_before_a_break_is_not_sent_again(store: Store, tree: Path,
     for number in range(60):
         (tree / f"{number:02}").write_bytes(os.urandom(500_000))
     with pytest.raises(SourceUnreachable), open_session(_connection(tree)) as session:
-        put, count = store.put, 0
+        put, count = store.put_bundle, 0
 
-        def breaking(sha256: bytes, raw: bytes) -> bool:
+        def breaking(bundle: Bundle) -> int:
             nonlocal count
-            count += 1
-            if count == 20:
+            count += len(bundle.names)
+            if count >= 20:
                 session._channel._process.end(0)  # type: ignore[attr-defined]
-            return put(sha256, raw)
+            return put(bundle)
 
-        store.put = breaking  # type: ignore[method-assign]
+        store.put_bundle = breaking  # type: ignore[method-assign]
         try:
             take(session, store, tmp_path)
         finally:
-            del store.put
+            del store.put_bundle
             first = session.bytes_on_wire()
     assert 10_000_000 <= first < 30_000_000
     with open_session(_connection(tree)) as session:
@@ -353,7 +354,7 @@ def test_the_bandwidth_limit_holds(tree: Path) -> None:
     marks: list[tuple[float, int]] = []
     with open_session(_connection(tree), bandwidth_limit_kbps=2000) as session:
 
-        def deliver(sha256: bytes, raw: bytes) -> None:
+        def deliver(bundle: Bundle) -> None:
             marks.append((time.monotonic(), session.bytes_on_wire()))
             if marks[-1][0] - marks[0][0] > 10:
                 session.set_bandwidth_limit(0)  # the rest comes at once, though the agent waits for its turn
