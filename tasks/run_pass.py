@@ -9,12 +9,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Job, Run, Source
 from rehost.errors import ImageNotFound
 from rehost.replication.store import Store
+from rehost.replication.throttle import limited
 from rehost.replication.tree import Tree
 from rehost.settings import Region, Settings, settings
 from rehost.source.connect import open_session
@@ -70,16 +72,26 @@ class Pass:
 
 @contextmanager
 def source_session(this: Pass) -> Iterator[Session]:
-    """A session with the pass's source, under the job's limits. What comes over its wire is counted for the run."""
-    replication = this.job.replication
-    with open_session(
-        this.source.connection,
-        compress_level=replication.compress_level,
-        bandwidth_limit_kbps=replication.bandwidth_limit_kbps,
-        wheels=settings().wheels_path,
-    ) as session:
+    """A session with the pass's source, under the job's limits, also those that are set while it is open.
+
+    What comes over its wire is counted for the run.
+    """
+    with (
+        catalog() as opened,
+        open_session(
+            this.source.connection,
+            compress_level=this.job.replication.compress_level,
+            bandwidth_limit_kbps=opened.bandwidth_limit(this.job.id, datetime.now(UTC)),
+            wheels=settings().wheels_path,
+        ) as session,
+    ):
+
+        def limit(seconds: float) -> int:
+            return opened.bandwidth_limit(this.job.id, datetime.fromtimestamp(seconds, UTC))
+
         try:
-            yield session
+            with limited(session, limit):
+                yield session
         finally:
             counted = bytes_on_wire(this) + session.bytes_on_wire()
             (this.workspace / _WIRE).write_text(str(counted), encoding="utf-8")

@@ -15,7 +15,7 @@ from api.once import TheOnce
 from api.problems import responses
 from rehost.catalog import rules
 from rehost.catalog.faults import Fault, raise_faults
-from rehost.catalog.job import JobSpec
+from rehost.catalog.job import JobChange, JobSpec
 from rehost.catalog.plan import Plan, plan
 from rehost.catalog.records import Job, Page, Run, VerificationRecord
 from rehost.catalog.states import BusinessStatus, JobStatus
@@ -103,6 +103,12 @@ def list_jobs(
 def show_job(id: str, catalog: TheCatalog) -> Job:
     """One job as it stands."""
     return catalog.job(id)
+
+
+@router.patch("/{id}", responses=responses(404, 409, 422))
+def change_job(id: str, change: JobChange, catalog: TheCatalog) -> Job:
+    """Set another bandwidth limit or calendar. A transfer that is under way follows within seconds."""
+    return catalog.change_job(id, change)
 
 
 @router.post("/{id}/start", responses=responses(404, 409, 503))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from datetime import UTC
 from typing import Annotated, Literal, Self
-from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from rehost.catalog import cron
+from rehost.catalog.bandwidth import Bandwidth, BandwidthChange, Zone
 from rehost.catalog.names import OCI_NAME, OCI_TAG, Description, Name, Tags, check_no_nul
 
 Integer = Annotated[int, Field(strict=True)]  # "5" and true are no numbers
@@ -195,7 +195,7 @@ class Incremental(SpecRecord):
 
     interval_hours: Integer | None = None
     cron: Annotated[str, Field(max_length=200)] | None = None
-    timezone: Annotated[str, Field(max_length=64)] | None = Field(None, description="with `cron`; default UTC")
+    timezone: Zone | None = Field(None, description="with `cron`; default UTC")
     max_images: Annotated[Integer, Field(ge=1, le=10)] = Field(3, description="older images that are not in use go")
 
     @field_validator("interval_hours")
@@ -214,16 +214,6 @@ class Incremental(SpecRecord):
             except ValueError as error:
                 raise _out_of_range(f"the cron expression {error}") from error
         return expression
-
-    @field_validator("timezone")
-    @classmethod
-    def _zone(cls, name: str | None) -> str | None:
-        if name is not None:
-            try:
-                ZoneInfo(name)
-            except (ValueError, OSError, KeyError) as error:  # ZoneInfoNotFoundError is a KeyError
-                raise ValueError("is no time zone of the IANA database") from error
-        return name
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -248,10 +238,9 @@ class Network(SpecRecord):
         return self
 
 
-class Replication(SpecRecord):
+class Replication(Bandwidth):
     """How the transfer goes."""
 
-    bandwidth_limit_kbps: Annotated[Integer, Field(ge=0, le=100_000_000)] = Field(0, description="KB/s; 0: no limit")
     compress_level: Annotated[Integer, Field(ge=0, le=9)] = Field(0, description="on the wire; 0: none")
     checksum: Flag = Field(False, description="compare what arrived with the source once more")
 
@@ -308,3 +297,9 @@ class JobSpec(SpecRecord):
     hooks: HookCommands = HookCommands()
     tags: Tags = Field(default_factory=dict)
     valid_until: Moment | None = Field(None, description="7 to 90 days ahead; default 30 days")
+
+
+class JobChange(SpecRecord):
+    """What may be changed of a job at any time before its end."""
+
+    replication: BandwidthChange

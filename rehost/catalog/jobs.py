@@ -11,8 +11,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from rehost.catalog import cron
+from rehost.catalog.bandwidth import limit_at
 from rehost.catalog.database import Database, now
-from rehost.catalog.job import ExecuteAt, Incremental, JobSpec
+from rehost.catalog.job import ExecuteAt, Incremental, JobChange, JobSpec
 from rehost.catalog.names import name_from
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.records import Job, Page, VerificationSummary
@@ -33,6 +34,7 @@ from rehost.catalog.states import (
 from rehost.catalog.tables import ImageRow, JobRow, JobTagRow, VerificationRow
 from rehost.errors import (
     ImageNameUsedByJob,
+    JobInvalidStatus,
     JobNameDuplicate,
     JobNotFound,
     JobQuotaExceeded,
@@ -119,6 +121,29 @@ class Jobs:
             created_at=moment,
             valid_until=spec.valid_until,
         )
+
+    def change_job(self, id: str, change: JobChange) -> Job:
+        """Set what the change names; a transfer that is under way follows within seconds.
+
+        Raises JobNotFound, JobInvalidStatus.
+        """
+        with self._database.write() as session:
+            row = job_row(session, id)
+            status = JobStatus(row.status)
+            if status in ENDED:
+                allowed = ", ".join(status for status in JobStatus if status not in ENDED)
+                raise JobInvalidStatus(id=id, status=status, action="a change", allowed=allowed)
+            spec = JobSpec.model_validate(row.spec)
+            replication = spec.replication.model_copy(
+                update={name: getattr(change.replication, name) for name in change.replication.model_fields_set}
+            )
+            row.spec = spec.model_copy(update={"replication": replication}).model_dump(mode="json")
+            return self.job_records(session, [row])[0]
+
+    def bandwidth_limit(self, id: str, moment: datetime) -> int:
+        """The limit in KB/s that counts for a transfer of the job at that moment; 0: none. Raises JobNotFound."""
+        with self._database.read() as session:
+            return limit_at(JobSpec.model_validate(job_row(session, id).spec).replication, moment)
 
     def job(self, id: str) -> Job:
         """Raises JobNotFound."""

@@ -62,6 +62,10 @@ class Client:
         """`key` is the idempotency key."""
         return self._ask("POST", path, query, body, {"Idempotency-Key": key} if key else {})
 
+    def patch(self, path: str, body: Json) -> Json:
+        """Change what the body names."""
+        return self._ask("PATCH", path, {}, body)
+
     def _ask(
         self,
         method: str,

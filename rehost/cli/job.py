@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from rehost.cli.bandwidth import add_bandwidth, bandwidth_of
 from rehost.cli.client import Client, Json
 from rehost.cli.output import print_facts, print_json, print_more, print_table, size, value_at
 from rehost.cli.parsing import Groups, UsageError, add_common, add_id, add_key, add_place, tags_of
@@ -31,6 +32,12 @@ def add_commands(groups: Groups) -> None:
     add_id(start)
     start.add_argument("--watch", action="store_true", help="follow it to its end")
     add_common(start, _start)
+
+    update = verbs.add_parser("update", help="another bandwidth limit, also while a transfer runs")
+    add_id(update)
+    add_bandwidth(update)
+    update.add_argument("--no-bandwidth-windows", action="store_true", help="the limit alone counts")
+    add_common(update, _update)
 
     stop = verbs.add_parser("stop", help="stop a job that is syncing or waiting")
     add_id(stop)
@@ -79,7 +86,7 @@ def _add_spec(parser: argparse.ArgumentParser) -> None:
     times.add_argument("--valid-until", metavar="TIME", help="7 to 90 days ahead; default 30 days")
     transfer = parser.add_argument_group("the transfer")
     transfer.add_argument("--exclude", action="append", metavar="PATTERN", help="paths left out; several")
-    transfer.add_argument("--bandwidth-limit-kbps", type=int, metavar="N", help="KB/s")
+    add_bandwidth(transfer)
     transfer.add_argument("--compress-level", type=int, metavar="N", help="0 to 9, on the wire")
     transfer.add_argument("--checksum", action="store_true", help="compare with the source once more")
     still = parser.add_argument_group("how the server is held still")
@@ -121,8 +128,8 @@ def spec_of(arguments: argparse.Namespace) -> Json:
         spec["execution"] = {"mode": "create_only"}
     rule = {"interval_hours": arguments.every, "cron": arguments.cron, "timezone": arguments.timezone}
     _over(spec, "incremental", {**rule, "max_images": arguments.max_images})
-    transfer = {"bandwidth_limit_kbps": arguments.bandwidth_limit_kbps, "compress_level": arguments.compress_level}
-    _over(spec, "replication", {**transfer, "checksum": arguments.checksum or None})
+    transfer = {"compress_level": arguments.compress_level, "checksum": arguments.checksum or None}
+    _over(spec, "replication", {**bandwidth_of(arguments), **transfer})
     _over(spec, "consistency", {"method": "live" if arguments.live else None})
     hooks = {"pre_snapshot": arguments.pre_snapshot, "post_snapshot": arguments.post_snapshot}
     _over(spec, "hooks", {**hooks, "timeout_seconds": arguments.hook_timeout_seconds})
@@ -212,6 +219,18 @@ def _shown(client: Client, job: Json, arguments: argparse.Namespace) -> int:
     if arguments.watch:
         return watch(client, job["id"], as_json=arguments.json)
     _print(job, arguments)
+    return 0
+
+
+def _update(client: Client, arguments: argparse.Namespace) -> int:
+    if arguments.no_bandwidth_windows and arguments.bandwidth_window:
+        raise UsageError("--no-bandwidth-windows goes with no --bandwidth-window")
+    change = bandwidth_of(arguments)
+    if arguments.no_bandwidth_windows:
+        change["bandwidth_calendar"] = []
+    if not change:
+        raise UsageError("nothing to change; see `rehost job update --help`")
+    _print(client.patch(f"/v1/jobs/{arguments.id}", {"replication": change}), arguments)
     return 0
 
 

@@ -263,6 +263,24 @@ def test_two_starts_at_once_make_one_run(client: TestClient, source_id: str, ord
     assert orders.names() == ["start_run"]
 
 
+def test_the_bandwidth_of_a_job_is_changed_while_it_runs(client: TestClient, source_id: str) -> None:
+    job = created(client, source_id)
+    window = {"from": "22:00", "to": "06:00", "limit_kbps": 0}
+    change = {"replication": {"bandwidth_limit_kbps": 500, "bandwidth_calendar": [window]}}
+    answer = client.patch(f"/v1/jobs/{job['id']}", json=change)
+    assert answer.status_code == 200, answer.text
+    replication = client.get(f"/v1/jobs/{job['id']}").json()["replication"]
+    assert answer.json()["replication"] == replication
+    assert replication["bandwidth_limit_kbps"] == 500
+    assert replication["bandwidth_calendar"][0]["from"] == "22:00"
+    told = refused(client.patch(f"/v1/jobs/{job['id']}", json={"name": "other"}), 422, "InvalidParameter")
+    assert {error["pointer"] for error in told["errors"]} == {"/name", "/replication"}
+    change["replication"]["bandwidth_calendar"] = [window, window]
+    told = refused(client.patch(f"/v1/jobs/{job['id']}", json=change), 422, "InvalidParameter")
+    assert told["errors"][0]["pointer"] == "/replication/bandwidth_calendar"
+    refused(client.patch("/v1/jobs/j-none", json={"replication": {}}), 404, "Job.NotFound")
+
+
 def test_a_timed_job_is_a_flow_run_that_is_still_ahead(client: TestClient, source_id: str, orders: Orders) -> None:
     at = datetime.now(UTC) + timedelta(hours=2)
     job = created(client, source_id, execution={"mode": "at", "start_at": at.isoformat()})
