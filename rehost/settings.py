@@ -16,6 +16,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from rehost.replication.backends.location import location
+
 
 class Region(BaseModel):
     """A named destination: where images go, and which registry containers go to."""
@@ -37,7 +39,7 @@ class Region(BaseModel):
 class Settings(BaseSettings):
     """All settings, checked once. Environment first, then rehost.toml, then the defaults."""
 
-    model_config = SettingsConfigDict(env_prefix="REHOST_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="REHOST_", extra="forbid", frozen=True, hide_input_in_errors=True)
 
     home: Path = Field(default_factory=lambda: Path.home() / ".local/share/rehost")
     database_url: str | None = None
@@ -57,9 +59,9 @@ class Settings(BaseSettings):
 
     @field_validator("store_url")
     @classmethod
-    def _local_store(cls, url: str | None) -> str | None:
-        if url is not None and "://" in url and not url.startswith("file:///"):
-            raise ValueError("is a folder, or file:///FOLDER; no other store is served by this version")
+    def _place_of_store(cls, url: str | None) -> str | None:
+        if url is not None:
+            location(url)
         return url
 
     @field_validator("api_keys", mode="before")
@@ -92,11 +94,6 @@ class Settings(BaseSettings):
         """Where people look at flow runs: the server of PREFECT_API_URL, else the one that is started here."""
         api = os.environ.get("PREFECT_API_URL", f"http://127.0.0.1:{self.prefect_port}/api")
         return api.rstrip("/").removesuffix("/api")
-
-    @property
-    def store_path(self) -> Path:
-        """The folder of the chunk store."""
-        return Path(self.store_url.removeprefix("file://")) if self.store_url else self.home / "store"
 
     @property
     def wheels_path(self) -> Path:

@@ -18,7 +18,7 @@ from image_builders.disk.request import DiskRequest
 from rehost.catalog.job import RegistryCredentials
 from rehost.errors import RegistryDenied
 from rehost.ids import new_id
-from rehost.replication.store import Store
+from rehost.replication.open_store import open_store
 from rehost.settings import settings
 from tasks.retries import STAGE
 from tasks.run_pass import Pass, catalog, snapshot_tree
@@ -33,7 +33,7 @@ def build_disk(this: Pass, snapshot_id: str) -> DiskImage:
     assert target is not None
     progress = this.progress("build-disk")
     system = this.job.disks.system
-    with Store.open(settings().store_path) as store:
+    with open_store(settings()) as store:
         snapshot = store.snapshot(snapshot_id)
         blocks = Blocks(snapshot.regions, store.table_path(snapshot_id, "blocks")) if snapshot.regions else None
     with catalog() as opened:
@@ -68,7 +68,7 @@ def container_request(this: Pass, snapshot_id: str, image_id: str) -> ContainerR
     """What the job asks of the container builder, for one snapshot."""
     target = this.job.targets.container_image
     assert target is not None
-    with Store.open(settings().store_path) as store:
+    with open_store(settings()) as store:
         snapshot = store.snapshot(snapshot_id)
     return ContainerRequest(
         image_id=image_id,
@@ -90,7 +90,7 @@ def build_container(this: Pass, snapshot_id: str) -> ContainerImage:
     progress = this.progress("build-container")
     request = container_request(this, snapshot_id, new_id("m"))
     folder = this.image_folder(request.image_id)
-    with Store.open(settings().store_path) as store:
+    with open_store(settings()) as store:
         inventory = store.snapshot(snapshot_id).inventory
     with snapshot_tree(snapshot_id) as tree:
         image = make_container(tree, inventory, request, folder, progress)

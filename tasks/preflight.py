@@ -7,7 +7,7 @@ from prefect.logging import get_run_logger
 
 from rehost.errors import NeedsUnmet, SourceError
 from rehost.needs import Purpose, unmet
-from rehost.replication.store import Store
+from rehost.replication.open_store import open_store
 from rehost.settings import settings
 from rehost.verification.trial import reap_containers
 from tasks.retries import STAGE
@@ -32,7 +32,7 @@ def preflight(this: Pass) -> None:
         raise NeedsUnmet(lacking="; ".join(f"{need.name} ({answer.found}): {need.remedy}" for need, answer in lacking))
     if this.job.targets.container_image:
         reap_containers()
-    with Store.open(settings().store_path):
+    with open_store(settings()):
         pass  # it recovers what a dead process left half written
     try:
         with source_session(this) as session:

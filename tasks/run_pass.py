@@ -15,7 +15,7 @@ from pathlib import Path
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Job, Run, Source
 from rehost.errors import ImageNotFound
-from rehost.replication.store import Store
+from rehost.replication.open_store import open_store
 from rehost.replication.throttle import limited
 from rehost.replication.tree import Tree
 from rehost.settings import Region, Settings, settings
@@ -209,5 +209,5 @@ def _identity(process: int) -> str:
 @contextmanager
 def snapshot_tree(snapshot_id: str) -> Iterator[Tree]:
     """The files of a snapshot as a Tree over the store, for the length of a block."""
-    with Store.open(settings().store_path) as store:
+    with open_store(settings()) as store:
         yield Tree(store.files(snapshot_id), store)

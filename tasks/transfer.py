@@ -11,8 +11,8 @@ from prefect.logging import get_run_logger
 
 from rehost.catalog.records import Figures
 from rehost.ids import new_id
+from rehost.replication.open_store import open_store
 from rehost.replication.snapshots import Snapshot
-from rehost.replication.store import Store
 from rehost.replication.transfer import TransferReport
 from rehost.replication.transfer import transfer as transfer_content
 from rehost.settings import settings
@@ -41,7 +41,7 @@ def transfer(this: Pass, table: Path) -> tuple[str, TransferReport]:
         exclude=this.job.exclude,
     )
     with (
-        Store.open(settings().store_path, compress_level=replication.compress_level) as store,
+        open_store(settings(), compress_level=replication.compress_level) as store,
         source_session(this) as session,
     ):
         taken, report = transfer_content(

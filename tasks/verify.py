@@ -13,7 +13,7 @@ from image_builders.container.record import ContainerImage
 from image_builders.disk.record import DiskImage
 from rehost.errors import error_of
 from rehost.ids import new_id
-from rehost.replication.store import Store
+from rehost.replication.open_store import open_store
 from rehost.settings import settings
 from rehost.verification.accelerator import kernel_of
 from rehost.verification.boot import verify_disk
@@ -39,7 +39,7 @@ def verify_boot(this: Pass, image: DiskImage, snapshot_id: str, firmware: Firmwa
     verification_id = new_id("v")
     wanted = this.job.verification
     disk = image.disks[0]
-    with Store.open(settings().store_path) as store:
+    with open_store(settings()) as store:
         inventory = store.snapshot(snapshot_id).inventory
     scratch = this.workspace / "boot"
     scratch.mkdir(exist_ok=True)
@@ -75,7 +75,7 @@ def verify_container(this: Pass, image: ContainerImage, snapshot_id: str) -> Ver
     progress = this.progress("verify-container")
     verification_id = new_id("v")
     wanted = this.job.verification
-    with Store.open(settings().store_path) as store:
+    with open_store(settings()) as store:
         inventory = store.snapshot(snapshot_id).inventory
     report = try_container(
         image,

@@ -1,8 +1,8 @@
 """Packs: files of bundles, one record after the other, that can be read without an index.
 
 A pack is written under `ID.partial` with a lock (flock) held by its writer, and becomes `ID.pack` when it is sealed:
-fsync, rename, fsync of the folder. Only then is its index written. A lock that is free tells that the writer is gone,
-so whoever takes it may put the pack right. docs/formats.md describes the bytes.
+fsync, then its way to where it stays. Only then is its index written. A lock that is free tells that the writer is
+gone, so whoever takes it may put the pack right. docs/formats.md describes the bytes.
 """
 
 from __future__ import annotations
@@ -215,18 +215,12 @@ class PackWriter:
         return record
 
     def make_durable(self) -> None:
-        """fsync, rename, fsync of the folder. Raises OSError; the pack is then not to be trusted any more."""
-        _seal(self.file.fd, self.path)
+        """fsync. Raises OSError; the pack is then not to be trusted any more."""
+        os.fsync(self.file.fd)
 
     def release(self) -> None:
         """Let the lock go: from now on the pack is nobody's."""
         fcntl.flock(self.file.fd, fcntl.LOCK_UN)
-
-
-def _seal(fd: int, path: Path) -> None:
-    os.fsync(fd)
-    path.rename(path.with_suffix(".pack"))
-    fsync_folder(path.parent)
 
 
 def scan(fd: int, size: int) -> Iterator[Record]:
@@ -257,17 +251,18 @@ def _next_magic(fd: int, offset: int, size: int) -> int:
     return size
 
 
-def recover(path: Path, indexed: Callable[[str], bool], write_index: Callable[[str, list[Record]], None]) -> bool:
+def recover(path: Path, indexed: Callable[[str], bool], finish: Callable[[Path, list[Record]], None]) -> bool:
     """Put right a pack that a dead writer left: partial, or sealed without its index.
 
-    Its sound chunks are kept and indexed, a torn end is cut off; a partial pack without one goes. False where the
-    pack is somebody's, or has been put right meanwhile. Raises OSError.
+    Its sound chunks are kept, a torn end is cut off, and `finish` is called with it once it is durable; a partial pack
+    without a sound chunk goes, and one that needs nothing any more. False where the pack is somebody's, or has been put
+    right meanwhile. Raises OSError.
     """
     try:
         file = OpenFile(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
     except FileNotFoundError:
         return False
-    if not lock(file.fd) or indexed(path.stem):
+    if not lock(file.fd):
         return False
     status = os.fstat(file.fd)
     try:
@@ -275,12 +270,17 @@ def recover(path: Path, indexed: Callable[[str], bool], write_index: Callable[[s
             return False
     except FileNotFoundError:  # sealed between our two looks
         return False
+    partial = path.suffix == ".partial"
+    if indexed(path.stem):
+        if partial:
+            path.unlink()
+        return False
     records = list(scan(file.fd, status.st_size))
     if not records:
         path.unlink()
         return False
-    if path.suffix == ".partial":
+    if partial:
         os.ftruncate(file.fd, records[-1].end)
-        _seal(file.fd, path)
-    write_index(path.stem, records)
+    os.fsync(file.fd)
+    finish(path, records)
     return True

@@ -17,14 +17,16 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from rehost.errors import SnapshotNotFound, StoreIOFailed, StoreUnreadable
+from rehost.replication.backends.interface import Backend
 from rehost.replication.manifest import validate
-from rehost.replication.packs import OpenFile, fsync_folder, lock, publish, storage_error
+from rehost.replication.packs import OpenFile, lock, publish, storage_error
 from rehost.replication.snapshot_tables import check_blocks, read_files, required_chunks, write_blocks, write_files
 from rehost.source.inventory import Inventory, Record, Volume
 
 TableKind = Literal["files", "blocks"]
 
 _ID = re.compile(r"n-[a-z0-9]{20}")
+_DESCRIPTION = "snapshot.json"
 
 
 class Region(Record):
@@ -68,15 +70,16 @@ class Snapshot(Record):
 
 
 class Snapshots:
-    """The folder of snapshots: one folder each, named by its id, that appears whole and goes whole."""
+    """The snapshots of a store: a folder of files each, that is there once its snapshot.json is."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._spool = backend.spool / "snapshots"
 
-    def _path(self, snapshot_id: str) -> Path:
+    def _name(self, snapshot_id: str) -> str:
         if not _ID.fullmatch(snapshot_id):
             raise SnapshotNotFound(id=snapshot_id)
-        return self._folder / snapshot_id
+        return f"snapshots/{snapshot_id}"
 
     def save(
         self,
@@ -89,8 +92,9 @@ class Snapshots:
 
         `require` is called with the names of all chunks, some at a time, and raises for one that is not there.
         """
-        path = self._path(snapshot.id)
-        temporary = self._folder / f".{snapshot.id}-{secrets.token_hex(4)}"
+        name = self._name(snapshot.id)
+        shown = f"{self._backend.shown}/{name}"
+        temporary = self._spool / f".{snapshot.id}-{secrets.token_hex(4)}"
         try:
             temporary.mkdir(mode=0o700)
             held = OpenFile(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -103,29 +107,26 @@ class Snapshots:
                 check_blocks(temporary / "blocks.parquet", [(r.size_bytes, r.block_bytes) for r in snapshot.regions])
                 required_chunks(temporary / "blocks.parquet", require)
             described = snapshot.model_dump_json(indent=1).encode()
-            publish(temporary / "snapshot.json", described, temporary / "snapshot.json.tmp")
-            if path.exists():
-                raise StoreIOFailed(path=path, reason="there is a snapshot of this id already")
-            temporary.rename(path)
-            fsync_folder(self._folder)
+            publish(temporary / _DESCRIPTION, described, temporary / f"{_DESCRIPTION}.tmp")
+            self._backend.publish_folder(temporary, name, _DESCRIPTION)
+        except FileExistsError as error:
+            raise StoreIOFailed(path=shown, reason="there is a snapshot of this id already") from error
         except OSError as error:
+            raise storage_error(error, shown) from error
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise storage_error(error, path) from error
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
     def load(self, snapshot_id: str) -> Snapshot:
         """What is said of a snapshot."""
-        path = self._path(snapshot_id) / "snapshot.json"
+        name = f"{self._name(snapshot_id)}/{_DESCRIPTION}"
         try:
-            return Snapshot.model_validate_json(path.read_bytes())
+            return Snapshot.model_validate_json(self._backend.read(name))
         except FileNotFoundError as error:
             raise SnapshotNotFound(id=snapshot_id) from error
         except OSError as error:
-            raise storage_error(error, path) from error
+            raise storage_error(error, f"{self._backend.shown}/{name}") from error
         except ValidationError as error:
-            raise StoreUnreadable(path=path, reason=str(error)) from error
+            raise StoreUnreadable(path=f"{self._backend.shown}/{name}", reason=str(error)) from error
 
     def files(self, snapshot_id: str) -> pa.Table:
         """The files table of a snapshot, sorted by path, checked."""
@@ -135,31 +136,36 @@ class Snapshots:
 
     def table_path(self, snapshot_id: str, kind: TableKind) -> Path:
         """The Parquet file of a table of a snapshot; SnapshotNotFound where it has none of that kind."""
-        path = self._path(snapshot_id) / f"{kind}.parquet"
-        if not path.exists():
-            raise SnapshotNotFound(id=snapshot_id)
-        return path
-
-    def ids(self) -> list[str]:
-        """The ids of all snapshots."""
-        return sorted(path.name for path in self._folder.iterdir() if _ID.fullmatch(path.name))
-
-    def delete(self, snapshot_id: str) -> None:
-        """Take a snapshot away; its chunks stay."""
-        path = self._path(snapshot_id)
-        gone = self._folder / f".{snapshot_id}-{secrets.token_hex(4)}"
+        name = f"{self._name(snapshot_id)}/{kind}.parquet"
         try:
-            path.rename(gone)
-            fsync_folder(self._folder)
+            return self._backend.fetch(name)
         except FileNotFoundError as error:
             raise SnapshotNotFound(id=snapshot_id) from error
         except OSError as error:
-            raise storage_error(error, path) from error
-        shutil.rmtree(gone, ignore_errors=True)
+            raise storage_error(error, f"{self._backend.shown}/{name}") from error
+
+    def ids(self) -> list[str]:
+        """The ids of all snapshots."""
+        try:
+            names = self._backend.list("snapshots")
+        except OSError as error:
+            raise storage_error(error, f"{self._backend.shown}/snapshots") from error
+        folders = (name.partition("/") for name in names)
+        return sorted(folder for folder, _, file in folders if file == _DESCRIPTION and _ID.fullmatch(folder))
+
+    def delete(self, snapshot_id: str) -> None:
+        """Take a snapshot away; its chunks stay."""
+        name = self._name(snapshot_id)
+        try:
+            self._backend.delete_folder(name, _DESCRIPTION)
+        except FileNotFoundError as error:
+            raise SnapshotNotFound(id=snapshot_id) from error
+        except OSError as error:
+            raise storage_error(error, f"{self._backend.shown}/{name}") from error
 
     def clean(self) -> None:
         """Remove what dead processes left half made, or half removed."""
-        for path in self._folder.iterdir():
+        for path in self._spool.iterdir():
             if not path.name.startswith("."):
                 continue
             with contextlib.suppress(OSError):

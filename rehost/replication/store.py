@@ -1,25 +1,25 @@
-"""The chunk store on the local disk: content by its SHA-256, and the snapshots made of it.
+"""The chunk store: content by its SHA-256, and the snapshots made of it.
 
     config.json               {"format": "rehost-store", "version": 2}
     packs/ID.pack             sealed packs; ID.partial while one is written
     indexes/ID.parquet        the index of a pack, written after it
     snapshots/n-ID/           snapshot.json, and the tables of files and blocks
 
-Several processes may use one store at once: what is published is never changed, each writer has a pack of its own,
-and a lock that is free tells that its writer died. docs/formats.md has the bytes.
+It lies in a folder or in a bucket (see backends). Several processes may use one store at once: what is published is
+never changed, each writer has a pack of its own, and a lock that is free tells that its writer died.
+docs/formats.md has the bytes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,8 @@ import numpy as np
 import pyarrow as pa
 
 from rehost.errors import StoreChunkCorrupt, StoreChunkMissing, StoreError, StoreUnreadable
+from rehost.replication.backends.interface import Backend
+from rehost.replication.backends.local import LocalFolder
 from rehost.replication.bundles import BUNDLE_BYTES, RAW, ZSTD, BadBundle, Bundle, unpack
 from rehost.replication.chunk_map import BundleCache, ChunkMap
 from rehost.replication.compression import DEFAULT_LEVEL, compress
@@ -37,10 +39,8 @@ from rehost.replication.pack_index import BundleAt, Location, index_bytes, read_
 from rehost.replication.packs import (
     CHUNKS_MAX,
     RAW_BYTES_MAX,
-    OpenFile,
     PackWriter,
     Record,
-    publish,
     recover,
     storage_error,
     table_of,
@@ -50,8 +50,6 @@ from rehost.replication.snapshots import Snapshot, Snapshots, TableKind
 log = logging.getLogger(__name__)
 
 _CONFIG = {"format": "rehost-store", "version": 2}
-_FOLDERS = ("packs", "indexes", "snapshots")
-_OPEN_FILES = 64  # sealed packs kept open for reading
 _UNSEALED_PACKS = 2  # full packs that may wait for the disk before a put waits too
 _REFRESH_SECONDS = 5.0  # how long `has` may not know what another process sealed
 _CACHE_BYTES = 64 << 20  # unpacked bundles kept for the next reader
@@ -60,42 +58,48 @@ _CACHE_BYTES = 64 << 20  # unpacked bundles kept for the next reader
 class Store:
     """Chunks by name, and snapshots. A ChunkReader. Safe for threads; a context manager that flushes at its end."""
 
-    def __init__(self, path: Path, compress_level: int) -> None:
-        self.path = path
+    def __init__(self, backend: Backend, compress_level: int) -> None:
+        self._backend = backend
         self._level = compress_level or DEFAULT_LEVEL
-        self._snapshots = Snapshots(path / "snapshots")
+        self._snapshots = Snapshots(backend)
         self._lock = threading.RLock()  # around all below; never held while compressing, hashing or waiting for a disk
         self._chunks = ChunkMap()
         self._cache = BundleCache(_CACHE_BYTES)
         self._pack_ids: list[str] = []
         self._numbers: dict[str, int] = {}
-        self._open: OrderedDict[int, OpenFile] = OrderedDict()
         self._own: dict[int, PackWriter] = {}  # not yet sealed and indexed
         self._current: int | None = None
         self._sealer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="seal")
         self._sealing: deque[Future[None]] = deque()
-        self._without_index: list[int] = []  # durable, but their index could not be written yet
+        self._late: list[int] = []  # durable in the spool, but neither they nor their index could be published yet
         self._refreshed = 0.0
 
     @classmethod
     def open(cls, path: Path, *, compress_level: int = 3) -> Store:
-        """The store in that folder, made where there is nothing; packs that dead writers left are put right.
+        """The store in that folder; see `at`."""
+        return cls.at(lambda: LocalFolder(path.absolute()), compress_level=compress_level)
+
+    @classmethod
+    def at(cls, backend: Callable[[], Backend], *, compress_level: int = 3) -> Store:
+        """The store in that place, made where there is nothing; packs that dead writers left are put right.
 
         `compress_level` is for chunks that do not arrive compressed by zstd: 1 to 9 are its levels of these numbers;
-        0, which a job says of what travels, is the default here.
-        Raises StoreUnreadable, StoreNoSpace, StoreIOFailed.
+        0, which a job says of what travels, is the default here. Raises StoreUnreadable, StoreNoSpace, StoreIOFailed.
         """
         if not 0 <= compress_level <= 9:
             raise ValueError("compress_level is 0 to 9")
-        path = path.absolute()
+        shown = "the store"
         try:
-            _prepare(path)
-            store = cls(path, compress_level)
+            place = backend()
+            shown = place.shown
+            place.prepare()
+            _check_config(place)
+            store = cls(place, compress_level)
             store._snapshots.clean()
             store._refresh()
             store._recover()
         except OSError as error:
-            raise storage_error(error, path) from error
+            raise storage_error(error, shown) from error
         return store
 
     def __enter__(self) -> Self:
@@ -116,9 +120,11 @@ class Store:
         finally:
             self._sealer.shutdown()
             with self._lock:
+                for writer in self._own.values():
+                    writer.release()  # what could not be published is for the next store of this machine
                 self._own.clear()
-                self._open.clear()
                 self._current = None
+            self._backend.close()
 
     # --- looking up
 
@@ -134,12 +140,12 @@ class Store:
         with self._lock:
             self._refreshed = time.monotonic()
             # Indexes first: a pack that is listed here and sealed in between has its pack in the second list.
-            indexes = _ids(self.path / "indexes", ".parquet")
-            packs = _ids(self.path / "packs", ".pack")
+            indexes = _of_kind(self._backend.list("indexes"), ".parquet")
+            packs = _of_kind(self._backend.list("packs"), ".pack")
             gone = [number for pack, number in self._numbers.items() if pack not in packs and number not in self._own]
             new = {}
-            for pack in sorted((indexes & packs) - self._numbers.keys()):
-                table = self._load_index(pack)
+            for pack in sorted((indexes.keys() & packs.keys()) - self._numbers.keys()):
+                table = self._load_index(pack, packs[pack])
                 if table is not None:
                     new[self._number(pack)] = table
             if new:
@@ -147,18 +153,16 @@ class Store:
             if gone:
                 self._forget(gone)
 
-    def _load_index(self, pack: str) -> pa.Table | None:
-        path = self.path / "indexes" / f"{pack}.parquet"
+    def _load_index(self, pack: str, pack_size: int) -> pa.Table | None:
+        name = f"indexes/{pack}.parquet"
         try:
-            size = (self.path / "packs" / f"{pack}.pack").stat().st_size
-            return read_index(path.read_bytes(), size)
+            return read_index(self._backend.fetch(name).read_bytes(), pack_size)
         except FileNotFoundError:
             return None  # removed meanwhile
         except ValueError as error:
-            # The pack tells it all again: without its index it is read and indexed anew at the next open.
-            log.error("the index %s is damaged (%s) and was put aside", path, error)
-            with contextlib.suppress(OSError):
-                path.rename(path.with_suffix(".damaged"))
+            # The pack tells it all again: in a folder it is read and indexed anew at the next open.
+            log.error("the index %s/%s is damaged (%s) and was put aside", self._backend.shown, name, error)
+            self._backend.put_aside(name)
             return None
 
     def _number(self, pack: str) -> int:
@@ -170,23 +174,26 @@ class Store:
     def _forget(self, numbers: Sequence[int]) -> None:
         self._chunks.forget(numbers)
         for number in numbers:
-            self._open.pop(number, None)
             self._numbers.pop(self._pack_ids[number], None)
 
     def _recover(self) -> None:
         recovered = False
-        for path in sorted((self.path / "packs").iterdir()):
-            if path.suffix == ".partial" or (path.suffix == ".pack" and not self._index_path(path.stem).exists()):
-                recovered |= recover(path, lambda pack: self._index_path(pack).exists(), self._write_index)
+        for path in sorted((self._backend.spool / "packs").iterdir()):
+            if path.suffix == ".partial" or (path.suffix == ".pack" and not self._has_index(path.stem)):
+                recovered |= recover(path, self._has_index, self._publish)
         if recovered:
             self._refresh()
 
-    def _index_path(self, pack: str) -> Path:
-        return self.path / "indexes" / f"{pack}.parquet"
+    def _has_index(self, pack: str) -> bool:
+        return self._backend.size(f"indexes/{pack}.parquet") is not None
 
-    def _write_index(self, pack: str, records: list[Record]) -> None:
-        path = self._index_path(pack)
-        publish(path, index_bytes(records), path.with_suffix(".tmp"))
+    def _publish(self, path: Path, records: list[Record]) -> None:
+        """Bring a durable pack from the spool to its place, and make it known by its index."""
+        if path.suffix == ".partial":
+            self._backend.adopt(path, f"packs/{path.stem}.pack")
+        self._backend.write(f"indexes/{path.stem}.parquet", index_bytes(records))
+        if path.suffix == ".partial":
+            path.unlink(missing_ok=True)  # only now: until then a dead writer's pack is found here
 
     # --- reading
 
@@ -210,13 +217,12 @@ class Store:
         except FileNotFoundError as error:
             raise StoreChunkMissing(sha256=sha256.hex()) from error
         except OSError as error:
-            raise storage_error(error, self.path / "packs" / pack) from error
+            raise storage_error(error, f"{self._backend.shown}/packs/{pack}") from error
 
     def _chunk(self, at: Location, bundle: BundleAt, sha256: bytes) -> bytes:
         content = self._cache.get(at.bundle)
         if content is None:
-            stored = os.pread(self._file(bundle.pack).fd, bundle.stored_length, bundle.payload_at)
-            content = unpack(bundle.codec, stored, bundle.raw_length)
+            content = unpack(bundle.codec, self._payload(bundle), bundle.raw_length)
             if at.length < bundle.raw_length:  # else nobody else wants it
                 self._cache.put(at.bundle, content)
         chunk = content[at.place : at.place + at.length]
@@ -224,20 +230,13 @@ class Store:
             raise BadBundle("its content is damaged")
         return chunk
 
-    def _file(self, number: int) -> OpenFile:
+    def _payload(self, bundle: BundleAt) -> bytes:
         with self._lock:
-            own = self._own.get(number)
-            if own is not None:
-                return own.file
-            file = self._open.get(number)
-            if file is None:
-                path = self.path / "packs" / f"{self._pack_ids[number]}.pack"
-                file = self._open[number] = OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-                if len(self._open) > _OPEN_FILES:
-                    self._open.popitem(last=False)
-            else:
-                self._open.move_to_end(number)
-            return file
+            own = self._own.get(bundle.pack)
+        if own is not None:
+            return os.pread(own.file.fd, bundle.stored_length, bundle.payload_at)
+        name = f"packs/{self._pack_ids[bundle.pack]}.pack"
+        return self._backend.read(name, bundle.payload_at, bundle.stored_length)
 
     # --- writing
 
@@ -274,7 +273,7 @@ class Store:
             try:
                 self._append(bundle)
             except OSError as error:
-                raise storage_error(error, self.path) from error
+                raise storage_error(error, self._backend.shown) from error
         while len(self._sealing) > _UNSEALED_PACKS:
             self._await_oldest_seal()
         return len(new), sum(new.values())
@@ -294,7 +293,7 @@ class Store:
 
     def _append(self, bundle: Bundle) -> None:
         if self._current is None:
-            writer = PackWriter(self.path / "packs")
+            writer = PackWriter(self._backend.spool / "packs")
             self._current = self._number(writer.id)
             self._own[self._current] = writer
         number = self._current
@@ -321,17 +320,17 @@ class Store:
                 self._forget([number])
             raise
         with self._lock:
-            self._without_index.append(number)
-        self._index(number)
+            self._late.append(number)
+        self._settle(number)
 
-    def _index(self, number: int) -> None:
+    def _settle(self, number: int) -> None:
+        """Publish a pack of ours that is durable in the spool."""
         writer = self._own[number]
-        self._write_index(writer.id, writer.records)
+        self._publish(writer.path, writer.records)
         writer.release()
         with self._lock:
-            self._without_index.remove(number)
+            self._late.remove(number)
             del self._own[number]
-            self._open[number] = writer.file
 
     def _await_oldest_seal(self) -> None:
         try:
@@ -341,7 +340,7 @@ class Store:
         try:
             future.result()
         except OSError as error:
-            raise storage_error(error, self.path) from error
+            raise storage_error(error, self._backend.shown) from error
 
     def flush(self) -> None:
         """Return once everything that was put is durable and indexed.
@@ -350,7 +349,7 @@ class Store:
         """
         with self._lock:
             self._hand_over()
-            late = list(self._without_index)
+            late = list(self._late)
         failed: StoreError | None = None
         while self._sealing:
             try:
@@ -359,11 +358,11 @@ class Store:
                 failed = error
         self._sealer.submit(int).result()  # whatever another thread's flush is waiting for is done too
         for number in late:
-            if number in self._own and number in self._without_index:
+            if number in self._own and number in self._late:
                 try:
-                    self._sealer.submit(self._index, number).result()
+                    self._sealer.submit(self._settle, number).result()
                 except OSError as error:
-                    failed = storage_error(error, self.path)
+                    failed = storage_error(error, self._backend.shown)
         if failed is not None:
             raise failed
 
@@ -418,25 +417,21 @@ def _check_shape(bundle: Bundle) -> None:
         raise BadBundle(f"a chunk of more than {RAW_BYTES_MAX >> 20} MiB, or chunks of more than one together")
 
 
-def _ids(folder: Path, suffix: str) -> set[str]:
-    return {path.stem for path in folder.iterdir() if path.suffix == suffix}
+def _of_kind(names: dict[str, int], suffix: str) -> dict[str, int]:
+    return {name.removesuffix(suffix): size for name, size in names.items() if name.endswith(suffix)}
 
 
-def _prepare(path: Path) -> None:
-    """Make the folders of a new store, or compare the version of one that is there."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    config = path / "config.json"
+def _check_config(place: Backend) -> None:
+    """Compare the version of a store, or begin one where nothing is."""
     try:
-        found = json.loads(config.read_bytes())
+        found = json.loads(place.read("config.json"))
     except FileNotFoundError:
-        strangers = [p for p in path.iterdir() if p.name not in _FOLDERS and not p.name.startswith(".config")]
-        if strangers:
-            raise StoreUnreadable(path=path, reason=f"it is not empty and has no {config.name}") from None
-        for folder in _FOLDERS:
-            (path / folder).mkdir(mode=0o700, exist_ok=True)
-        publish(config, json.dumps(_CONFIG).encode() + b"\n", path / f".config-{os.getpid()}")
+        if place.is_foreign():
+            raise StoreUnreadable(path=place.shown, reason="it is not empty and has no config.json") from None
+        place.write("config.json", json.dumps(_CONFIG).encode() + b"\n")
         return
     except ValueError as error:
-        raise StoreUnreadable(path=path, reason=f"{config.name} is damaged: {error}") from error
+        raise StoreUnreadable(path=place.shown, reason=f"config.json is damaged: {error}") from error
     if found != _CONFIG:
-        raise StoreUnreadable(path=path, reason=f"{config.name} says {json.dumps(found)[:200]}")
+        reason = f"config.json says {json.dumps(found)[:200]}, and this version reads {json.dumps(_CONFIG)}"
+        raise StoreUnreadable(path=place.shown, reason=reason)

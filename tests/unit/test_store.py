@@ -34,6 +34,7 @@ from rehost.errors import (
 from rehost.ids import new_id
 from rehost.replication import chunk_map, packs, snapshot_tables
 from rehost.replication import store as store_module
+from rehost.replication.backends import local
 from rehost.replication.bundles import RAW, ZLIB, ZSTD, BadBundle, Bundle, unpack
 from rehost.replication.compression import compress
 from rehost.replication.manifest import BLOCKS_SCHEMA, Chunk, Entry, table_of
@@ -165,7 +166,7 @@ def test_a_pack_under_way_is_left_alone_by_who_opens_the_store(tmp_path: Path) -
 
 def test_threads_put_and_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packs, "PACK_BYTES", 200_000)
-    monkeypatch.setattr(store_module, "_OPEN_FILES", 2)
+    monkeypatch.setattr(local, "_OPEN_FILES", 2)
     contents = [chunk(7, n) for n in range(120)]
 
     def work(seed: int) -> None:
