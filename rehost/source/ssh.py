@@ -15,7 +15,7 @@ from rehost.errors import (
     SourceProtocol,
     SourceUnreachable,
 )
-from rehost.source.agent_program import PYTHON_OPTIONS, bootstrap
+from rehost.source.agent_program import PYTHON_OPTIONS, TOO_OLD, bootstrap
 from rehost.source.connect import SshConnection
 
 CONNECT_SECONDS = 15
@@ -74,12 +74,15 @@ def _literal(path: str) -> str:
 def _remote_command(program_bytes: int, sudo: bool) -> str:
     """For whatever login shell there is: no single quote inside the single quotes, nothing that csh or fish expand."""
     options = " ".join(PYTHON_OPTIONS)
+    sudo_words = "sudo -n " if sudo else ""
     return (
         "exec sh -c '"
         "LC_ALL=C; export LC_ALL; "
         f"for p in {_PYTHONS}; do "
-        'if "$p" -I -c "import sys;sys.exit(sys.version_info<(3,6))" </dev/null >/dev/null 2>&1; then '
-        f'exec {"sudo -n " if sudo else ""}"$p" {options} "{bootstrap(program_bytes)}"; fi; done; '
+        'if q=$(command -v "$p" 2>/dev/null); then '
+        f'{sudo_words}"$q" {options} "{bootstrap(program_bytes)}"; s=$?; '
+        # One that is too old, is no program, or went away since: then the next.
+        f"case $s in {TOO_OLD}|126|127) ;; *) exit $s;; esac; fi; done; "
         f'echo "{_NO_PYTHON}" >&2; exit 96'
         "'"
     )
@@ -99,10 +102,10 @@ def ssh_error(connection: SshConnection, status: int | None, stderr: str, greete
         if re.search(r"Permission denied \(|Too many authentication failures", stderr):
             return SourceAuthenticationFailed(host=host, user=connection.user)
         return SourceUnreachable(host=host, reason=last or "ssh ended without a word")
-    if _NO_PYTHON in stderr:
-        return SourceLacksPython(host=host, reason="none of the usual names is there")
     if re.search(r"^sudo:|\bsudo: .*not found|sudoers|sudo: not found", stderr, re.MULTILINE):
         return SourceNotEnoughPrivileges(host=host, user=connection.user, reason=last)
+    if _NO_PYTHON in stderr:
+        return SourceLacksPython(host=host, reason="none of the usual names is there")
     if re.search(r"account is currently not available|nologin", stderr):
         return SourceAuthenticationFailed(host=host, user=connection.user)
     if status == 127:

@@ -57,7 +57,7 @@ def take(
 _LIAR = """
 import sys, json, struct, hashlib, zlib
 source, sink = sys.stdin.buffer, sys.stdout.buffer
-program = source.read({length}).decode()
+program = zlib.decompress(source.read({length})).decode()
 token = next(line for line in program.splitlines() if line.startswith("TOKEN = "))[9:41]
 HELLO, RESULT, FAILED, ROWS, SCANNED, ASK, DATA, DONE = 1, 2, 3, 4, 5, 6, 7, 8
 def frame(kind, body=b"", length=None):
