@@ -75,8 +75,8 @@ def _stages(this: Pass) -> None:
     targets, verified = this.job.targets, this.job.verification.enabled
     preflight(this)
     _at(this, BusinessStatus.SYNCING)
-    table = snapshot(this)
-    snapshot_id, moved = transfer(this, table)
+    table, holding = snapshot(this)
+    snapshot_id, moved = transfer(this, table, holding)
     _at(this, BusinessStatus.PROCESSING)
     disk = build_disk(this, snapshot_id) if targets.image else None
     container = build_container(this, snapshot_id) if targets.container_image else None
@@ -87,7 +87,7 @@ def _stages(this: Pass) -> None:
         reports += [verify_container(this, container, snapshot_id)]
     if container is not None:
         container = publish(this, container)
-    report_run(this, moved, disk, container, reports)
+    report_run(this, moved, holding.consistency, disk, container, reports)
 
 
 def _at(this: Pass, stage: BusinessStatus) -> None:

@@ -9,6 +9,7 @@ from prefect import task
 
 from image_builders.container.record import ContainerImage
 from image_builders.disk.record import DiskImage
+from rehost.replication.snapshots import VolumeConsistency
 from rehost.replication.transfer import TransferReport
 from rehost.verification.report import VerificationReport, escaped
 from tasks.reporting import show_report
@@ -20,17 +21,19 @@ from tasks.run_pass import Pass, notes
 def report_run(
     this: Pass,
     moved: TransferReport,
+    consistency: Sequence[VolumeConsistency],
     disk: DiskImage | None,
     container: ContainerImage | None,
     reports: Sequence[VerificationReport],
 ) -> None:
     """Write the run's report as a Prefect artifact of the job."""
-    show_report(this.job.id, "report", markdown(this, moved, disk, container, reports))
+    show_report(this.job.id, "report", markdown(this, moved, consistency, disk, container, reports))
 
 
 def markdown(
     this: Pass,
     moved: TransferReport,
+    consistency: Sequence[VolumeConsistency],
     disk: DiskImage | None,
     container: ContainerImage | None,
     reports: Sequence[VerificationReport],
@@ -47,6 +50,10 @@ def markdown(
         f"| bytes new to the store | {moved.bytes_new:,} |",
         f"| bytes over the wire | {moved.bytes_on_wire:,} |",
         f"| files that kept changing | {len(moved.unstable):,} |",
+        "",
+        "| Volume | Copied by | |",
+        "|---|---|---|",
+        *(f"| {escaped(v.mount_point)} | {v.method} | {escaped(v.detail)} |" for v in consistency),
         "",
     ]
     if noted := notes(this):

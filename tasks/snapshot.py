@@ -8,21 +8,33 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from rehost.replication.transfer import scan
+from tasks.holding import Holding
 from tasks.retries import STAGE
-from tasks.run_pass import Pass, catalog, source_session
+from tasks.run_pass import Pass, catalog
 
 
 @task(name="snapshot", **STAGE)
-def snapshot(this: Pass) -> Path:
-    """Walk the source and write the files table, without content yet; the path of the table.
+def snapshot(this: Pass) -> tuple[Path, Holding]:
+    """Hold the source, walk it and write the files table, without content yet.
 
-    Raises every SourceError.
+    The path of the table, and the hold, which `transfer` closes. Raises HookFailed and every SourceError.
     """
     with catalog() as opened:
         inventory = opened.source(this.source.id).inventory
-    progress = this.progress("snapshot")
-    with source_session(this) as session:
-        table = scan(session, inventory, this.job.exclude, this.workspace, progress)
-    progress.finish()
+    holding = Holding(this, inventory)
+    holding.open()
+    try:
+        table = walk(this, holding)
+    except BaseException:
+        holding.close()
+        raise
     get_run_logger().info("the files table is complete: %s", table.name)
+    return table, holding
+
+
+def walk(this: Pass, holding: Holding) -> Path:
+    """Write the files table of the source as it is held; its path."""
+    progress = this.progress("snapshot")
+    table = scan(holding.session, holding.inventory, this.job.exclude, this.workspace, progress)
+    progress.finish()
     return table

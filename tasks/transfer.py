@@ -10,42 +10,54 @@ from prefect import task
 from prefect.logging import get_run_logger
 
 from rehost.catalog.records import Figures
+from rehost.errors import SourceError
 from rehost.ids import new_id
 from rehost.replication.open_store import open_store
 from rehost.replication.snapshots import Snapshot
 from rehost.replication.transfer import TransferReport
 from rehost.replication.transfer import transfer as transfer_content
 from rehost.settings import settings
+from tasks.holding import Holding
 from tasks.retries import STAGE
-from tasks.run_pass import Pass, bytes_on_wire, catalog, notes, source_session
+from tasks.run_pass import Pass, bytes_on_wire, catalog, notes
+from tasks.snapshot import walk
 
 
 @task(name="transfer", **STAGE)
-def transfer(this: Pass, table: Path) -> tuple[str, TransferReport]:
+def transfer(this: Pass, table: Path, holding: Holding) -> tuple[str, TransferReport]:
     """Fill the store with what the source has and it has not; the id of the snapshot, and what was moved.
 
-    What arrived before an error stays, and is not sent again. Raises every SourceError and StoreError.
+    What arrived before an error stays, and is not sent again. The hold is closed afterwards in every case; another
+    try holds the source anew. Raises every SourceError and StoreError.
     """
+    try:
+        if not holding.is_open:
+            holding.open()
+            if holding.of_one_moment:
+                table = walk(this, holding)
+        return _transfer(this, table, holding)
+    finally:
+        holding.close()
+
+
+def _transfer(this: Pass, table: Path, holding: Holding) -> tuple[str, TransferReport]:
     progress = this.progress("transfer")
     replication = this.job.replication
     with catalog() as opened:
         parent = opened.latest_snapshot(this.source.id)
-        inventory = opened.source(this.source.id).inventory
     begun = Snapshot(
         id=new_id("n"),
         source_id=this.source.id,
         parent_id=parent,
         created_at=datetime.now(UTC),
-        inventory=inventory,
-        volumes=inventory.volumes,
+        inventory=holding.inventory,
+        volumes=holding.inventory.volumes,
+        consistency=holding.consistency,
         exclude=this.job.exclude,
     )
-    with (
-        open_store(settings(), compress_level=replication.compress_level) as store,
-        source_session(this) as session,
-    ):
+    with open_store(settings(), compress_level=replication.compress_level) as store:
         taken, report = transfer_content(
-            session,
+            holding.session,
             store,
             table,
             snapshot=begun,
@@ -53,6 +65,12 @@ def transfer(this: Pass, table: Path) -> tuple[str, TransferReport]:
             checksum=replication.checksum,
             progress=progress,
         )
+        try:
+            holding.release()
+        except SourceError:
+            store.delete_snapshot(taken.id)  # whether it is of one moment is not known, or it is known not to be
+            raise
+    holding.close()
     report = replace(report, bytes_on_wire=bytes_on_wire(this))
     with catalog() as opened:
         opened.record_snapshot(

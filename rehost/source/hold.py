@@ -216,7 +216,8 @@ def _hooks(session: AgentSession, told: object) -> list[HookRun]:
             case _:
                 raise session.violation("a wrong list of hooks")
     for hook in ran:
-        log.info("%s: the hook %s ended with %s: %s", session.host, hook.name, hook.status, hook.output)
+        level = logging.INFO if hook.status == 0 else logging.WARNING
+        log.log(level, "%s: the hook %s ended with %s: %s", session.host, hook.name, hook.status, hook.output)
     return ran
 
 

@@ -365,7 +365,8 @@ def _command(spec: MachineSpec, folder: Path, descriptors: Mapping[str, int]) ->
             f"file.filename={_escaped(spec.disk.absolute())},cache={cache},discard=unmap,"
             f"snapshot={'off' if spec.writable else 'on'}",
         ]
-        argv += ["-device", "virtio-blk-pci,drive=disk,bootindex=0"]
+        first = "" if spec.kernel else ",bootindex=0"  # a kernel of its own has that place
+        argv += ["-device", f"virtio-blk-pci,drive=disk{first}"]
     if spec.network:
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:0-:{port}" for port in spec.forwards)
         argv += ["-netdev", f"user,id=net,restrict={'on' if spec.restricted else 'off'}{forwards}"]

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from demo.sshd import Sshd, children
-from rehost.errors import SourceError
-from rehost.source.agent_session import AgentSession, open_agent
+from rehost.errors import SourceError, SourceUnreachable
+from rehost.source.agent_program import PYTHON_OPTIONS, bootstrap
+from rehost.source.agent_session import AgentSession, open_agent, open_program
 from rehost.source.connect import PathConnection
 from rehost.source.hold import Hooks, freeze, hold
 from rehost.source.hold_errors import HookFailed, SnapshotFreezeFailed, SnapshotFreezeLost
@@ -52,7 +53,8 @@ def mounted(folder: Path, filesystem: str) -> Iterator[Path]:
     try:
         yield point
     finally:
-        _run("umount", point)
+        # A process that thawed it holds it for as long as it takes to end.
+        _until(lambda: subprocess.run(["umount", str(point)], capture_output=True).returncode == 0, "it stays busy")
 
 
 @contextlib.contextmanager
@@ -111,6 +113,28 @@ def test_a_btrfs_snapshot_is_read_and_removed(btrfs: Path) -> None:
         assert found[f"{btrfs}/file"] == (len(b"before"), live[f"{btrfs}/file"][1])
         assert set(found) == set(live)
         assert _scanned(session, _volume(btrfs))[f"{btrfs}/file"][0] == len(b"and after")
+
+
+_OLD = sorted(Path.home().glob(".pyenv/versions/3.6.*/bin/python3.6"))
+
+
+@pytest.mark.skipif(not _OLD, reason="no Python 3.6 is here")
+def test_an_old_python_holds_and_freezes(btrfs: Path) -> None:
+    with open_program(
+        lambda length: [str(_OLD[0]), *PYTHON_OPTIONS, bootstrap(length)],
+        host="old",
+        root=b"/",
+        explain=lambda status, stderr, greeted: SourceUnreachable(host="old", reason=stderr[-500:]),
+        compress_level=0,
+        bandwidth_limit_kbps=0,
+    ) as session:
+        with hold(session, [_volume(btrfs)], hooks=Hooks("true", "true")) as held:
+            assert held.consistency[0].method == "btrfs"
+            assert len(_left(btrfs)) == 1
+        assert not _left(btrfs)
+        with freeze(session, [str(btrfs)]) as frozen:
+            pass
+        assert frozen.seconds > 0
 
 
 def test_a_btrfs_snapshot_goes_with_a_killed_agent(btrfs: Path, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""The open session of a pass, whose source is held still from the first name to the last chunk.
+
+The snapshot stage opens it and the transfer stage uses it. Where it broke in between, the next try opens another and
+holds the source anew.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+
+from prefect.logging import get_run_logger
+
+from rehost.errors import SourceError
+from rehost.replication.snapshots import VolumeConsistency
+from rehost.source.hold import Held, Hooks, hold
+from rehost.source.inventory import Inventory
+from rehost.source.session import Session
+from tasks.run_pass import Pass, source_session
+
+_HELD = ("lvm", "btrfs")  # methods whose names and contents are of one moment
+
+
+class Holding:
+    """A session and the hold on its source, from `open` to `close`; then it may be opened again."""
+
+    def __init__(self, this: Pass, inventory: Inventory) -> None:
+        self.inventory = inventory
+        self.consistency: tuple[VolumeConsistency, ...] = ()  # how each volume is held, or was
+        self._this = this
+        self._stack = ExitStack()
+        self._open: tuple[Session, Held] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a session; it may have broken since."""
+        return self._open is not None
+
+    @property
+    def session(self) -> Session:
+        """The session; its scans and reads are of what is held."""
+        assert self._open is not None
+        return self._open[0]
+
+    @property
+    def of_one_moment(self) -> bool:
+        """Whether names that were seen under another hold are worth nothing under this one."""
+        return any(volume.method in _HELD for volume in self.consistency)
+
+    def open(self) -> None:
+        """Connect and hold. Raises HookFailed and every SourceError."""
+        job = self._this.job
+        hooks = Hooks(job.hooks.pre_snapshot, job.hooks.post_snapshot, job.hooks.timeout_seconds)
+        with ExitStack() as stack:
+            session = stack.enter_context(source_session(self._this))
+            held = stack.enter_context(
+                hold(session, self.inventory.volumes, method=job.consistency.method, hooks=hooks)
+            )
+            self.consistency = held.consistency
+            self._open = session, held
+            self._stack = stack.pop_all()
+        log = get_run_logger()
+        for volume in self.consistency:
+            log.info("%s is copied by the method %s. %s", volume.mount_point, volume.method, volume.detail)
+        for found in held.told:
+            log.warning("%s", found)
+
+    def release(self) -> None:
+        """Let go of the source. Raises SnapshotOverflow where what was read is worth nothing."""
+        assert self._open is not None
+        self._open[1].release()
+
+    def close(self) -> None:
+        """End the session, whatever became of it; what is still held is let go of."""
+        self._open = None
+        # A session that broke, or was left in the middle of something, cannot say goodbye: its guardian hears it.
+        with suppress(SourceError, RuntimeError):
+            self._stack.close()
