@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import Any, Dict, List, Optional, Tuple
 
-from rehost.agent import protocol
+from rehost.agent import protocol, trace_kinds
 from rehost.agent.interpreter import interpreter
 from rehost.agent.output import Output, with_large_pipe
 from rehost.agent.walk import Walker
@@ -27,6 +27,7 @@ HANDLERS = {
     protocol.FREEZE: "rehost.agent.freeze:freeze",
     protocol.THAW: "rehost.agent.freeze:thaw",
     protocol.WHEELS: "rehost.agent.wheels:serve",
+    trace_kinds.TRACE: "rehost.agent.tracking:serve",
 }
 
 

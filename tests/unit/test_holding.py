@@ -92,7 +92,7 @@ def test_what_was_read_from_a_snapshot_that_overflowed_is_not_kept(monkeypatch: 
         kept.append(snapshot.id)
         return snapshot, None
 
-    monkeypatch.setattr(stage, "Store", SimpleNamespace(open=lambda *_, **__: Kept()))
+    monkeypatch.setattr(stage, "open_store", lambda *_, **__: Kept())
     monkeypatch.setattr(stage, "catalog", Kept)
     monkeypatch.setattr(stage, "transfer_content", content)
     this: Any = SimpleNamespace(

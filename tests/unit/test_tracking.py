@@ -1,0 +1,128 @@
+"""What is made of a tracker's bitmaps, and what a tracker may not say."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from rehost.agent.tracing import BITMAPS_BYTES, BLOCK_BYTES, Bitmap, Disk, block_bytes_of
+from rehost.errors import SourceProtocol
+from rehost.source.tracking import Full, Tracked, Tracking, Written, blocks_to_read
+from tests.support.wire import lying_agent
+
+
+def test_a_bitmap_holds_each_block_that_a_write_touches() -> None:
+    """Any ranges, also such as reach past the end, against a set."""
+    chance = random.Random(1)
+    size = 1000 * BLOCK_BYTES + 512
+    bitmap, expected = Bitmap(size, BLOCK_BYTES), set()
+    for _ in range(300):
+        sector, count = chance.randrange(size // 512 + 200), chance.choice([0, 1, 8, 128, 129, 5000])
+        bitmap.mark(sector, count)
+        expected |= {at // 128 for at in range(sector, min(sector + count, size // 512))}
+    bits = np.unpackbits(np.frombuffer(bitmap.take(), np.uint8), bitorder="little")
+    assert set(np.flatnonzero(bits).tolist()) == expected
+    assert not any(bitmap.bits)
+
+
+@pytest.mark.parametrize("start", [0, 512 * 63, 1 << 20, (1 << 20) + 512, 3 * BLOCK_BYTES - 512])
+@pytest.mark.parametrize("coarse", [1, 4])
+def test_blocks_of_a_stretch_of_a_disk(start: int, coarse: int) -> None:
+    """Whatever lies where: each block of the stretch that was written to is named, and none that no set bit touches."""
+    chance = random.Random(start)
+    size, length = 64 << 20, (20 << 20) + 1536
+    unit = coarse * BLOCK_BYTES
+    bitmap = Bitmap(size, unit)
+    sectors = [chance.randrange(size // 512) for _ in range(40)] + [start // 512, (start + length) // 512 - 1]
+    for sector in sectors:
+        bitmap.mark(sector, 1)
+    told = Written(Tracked("0" * 32, None, unit, (("sda", size),)), (bitmap.take(),))
+    found = set(told.blocks("sda", start, length).tolist())
+    inside = [sector * 512 - start for sector in sectors if start <= sector * 512 < start + length]
+    assert found >= {at // BLOCK_BYTES for at in inside}
+    touched = set()
+    for sector in sectors:
+        low, high = sector * 512 // unit * unit - start, sector * 512 // unit * unit + unit - start
+        if high > 0 and low < length:
+            touched |= set(range(max(low, 0) // BLOCK_BYTES, -(-min(high, length) // BLOCK_BYTES)))
+    assert found == touched
+
+
+def test_which_blocks_are_read() -> None:
+    """Those in use that were written to, and those that came into use; nothing else."""
+    used, known = np.array([1, 2, 3, 9], np.uint64), np.array([1, 2, 4], np.uint64)
+    assert blocks_to_read(used, known, np.array([2, 4, 7], np.uint64)).tolist() == [2, 3, 9]
+
+
+def test_bitmaps_stay_small() -> None:
+    """A bit stands for more on large disks."""
+    small, large = (Disk("sda", 1, size, "") for size in (1 << 40, 20 << 40))
+    assert block_bytes_of([small]) == BLOCK_BYTES
+    assert (small.size_bytes + large.size_bytes) // block_bytes_of([small, large]) // 8 <= BITMAPS_BYTES
+
+
+def _lie(state: str, told: str, bits: str) -> str:
+    """An agent that answers START and TRACE so."""
+    return f"""
+frame(HELLO, json.dumps(HELLO_BODY).encode())
+hear_until(100)
+STATE = dict(version=1, generation="a" * 32, base=None, block_bytes=65536, disks=[["sda", 1 << 20, "x"]])
+STATE.update({state})
+frame(40, json.dumps(STATE).encode())
+hear_until(100)
+frame(40, json.dumps(dict(dict(bits=[2], lost=None), **{told})).encode())
+frame(41, {bits})
+"""
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "generation='..'",
+        "generation=None",
+        "base='x' * 1000",
+        "block_bytes=65537",
+        "block_bytes=512",
+        "block_bytes=-65536",
+        "disks=[['sdb', 1 << 20, 'x']]",
+        "disks=[]",
+        "disks=[['sda', 0, 'x']]",
+        "disks=[['sda', 1 << 60, 'x']]",
+        "disks=[['sda', 1 << 49, 'x']]",
+        "disks=[['sda']]",
+        "disks=7",
+    ],
+)
+def test_a_tracker_that_cannot_be(state: str) -> None:
+    """Is a violation when it is started."""
+    with lying_agent(_lie(state, "{}", "b''")) as session, pytest.raises(SourceProtocol):
+        Tracking(session, None).start(["sda"])
+
+
+@pytest.mark.parametrize(
+    ("told", "bits"),
+    [
+        ("dict(bits=[3])", "pack(b'abc')"),
+        ("dict(bits=None)", "pack(b'ab')"),
+        ("dict(lost=3)", "pack(b'ab')"),
+        ("{}", "pack(b'abc')"),
+        ("{}", "pack(b'a')"),
+        ("{}", "pack(zlib.compress(b'a' * 1000000), 1, 2)"),
+    ],
+)
+def test_bitmaps_that_cannot_be(told: str, bits: str) -> None:
+    """Are a violation when they are taken."""
+    with lying_agent(_lie("{}", told, bits)) as session:
+        tracking = Tracking(session, None)
+        assert not isinstance(tracking.start(["sda"]), Full)
+        with pytest.raises(SourceProtocol):
+            tracking.take()
+
+
+def test_words_of_a_tracker_are_printable() -> None:
+    """A reason ends in a report."""
+    with lying_agent(_lie("failed='\\x1b[2J' + 'x' * 5000", "{}", "b''")) as session:
+        told = Tracking(session, None).start(["sda"])
+    assert isinstance(told, Full) and len(told.reason) < 400 and "\x1b" not in told.reason
