@@ -147,7 +147,8 @@ def test_scan_and_read_give_every_name_and_its_content(tmp_path: Path) -> None:
         assert b"srv/data/hidden under the mount" not in rows
         assert rows[b"linked"]["ino"] == rows[b"etc/linked too"]["ino"]
         assert rows[b"sbin/init"]["target"] == b"/lib/systemd/systemd"
-        assert len(rows) == table.num_rows
+        assert table["path"].to_pylist() == sorted(rows)
+        assert table["nlink"].to_pylist()[list(rows).index(b"linked")] == 2
         content, whole = content_of(session, table, b"srv/data/rows/1")
         assert whole == (tmp_path / "data-tree/rows/1").read_bytes()
         assert [chunk.offset for chunk in content.chunks] == [0, MIB, 2 * MIB, 3 * MIB]
