@@ -15,6 +15,7 @@ import platform
 import re
 import struct
 import sys
+import time
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from rehost.agent.output import Output
@@ -113,7 +114,8 @@ class Scan:
         self._clear()
 
     def run(self) -> None:
-        """Send every row, then what was skipped."""
+        """Send every row, then when the walk began and what was skipped."""
+        began_ns = int(time.time() * 1e9)
         if b"" in self._volumes:
             top = self._root(b"", self._volumes[b""])
             stack = [] if top is None else self._opened(b"", *top)
@@ -136,7 +138,12 @@ class Scan:
             self._skip(path, "nothing leads to this mount any more")
         self._flush()
         self._frames.finish()
-        told = {"rows": self._rows, "skipped": self._skipped, "skipped_total": self._skipped_total}
+        told = {
+            "rows": self._rows,
+            "now_ns": began_ns,
+            "skipped": self._skipped,
+            "skipped_total": self._skipped_total,
+        }
         self._output.send(SCANNED, json.dumps(told).encode("ascii"))
 
     # --- the walk ---

@@ -11,15 +11,18 @@ docs/formats.md describes the file on disk.
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from rehost.errors import ManifestInvalid
+from rehost.replication import digests
 
 SHA256_BYTES = 32
 CHUNK_BYTES = 1 << 20  # content is cut at multiples of this, from the start of the file
@@ -33,6 +36,7 @@ XATTR_VALUE_BYTES_MAX = 65_536
 DEVICE_MAJOR_MAX = (1 << 12) - 1
 DEVICE_MINOR_MAX = (1 << 20) - 1
 _NOBODY = 0xFFFF_FFFF  # as an owner this means "leave it" to chown
+_NO_ROOT = "the root is missing, or is not a directory"
 
 CHUNK_TYPE = pa.struct(
     [
@@ -203,23 +207,86 @@ def validate(table: pa.Table) -> None:
     limits, none twice on a file; names of one link group are never directories and agree in kind, volume, size,
     content, target and device; owners are numbers that chown takes; flags are those that are kept.
     """
-    if not table.schema.equals(FILES_SCHEMA):
-        raise ManifestInvalid(path="", reason="its columns are not those of a files table")
-    rules = _Rules(table.combine_chunks())
-    rules.no_nulls()
-    rules.paths()
-    rules.parents()
-    rules.kinds()
-    rules.chunks()
-    rules.xattrs()
-    rules.link_groups()
+    validate_batches([table.combine_chunks()])
+
+
+def validate_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> None:
+    """The same for a table that comes in pieces, with bounded memory. Raises ManifestInvalid."""
+    rules = Validator()
+    for batch in batches:
+        rules.check(batch)
+    rules.finish()
+
+
+def validate_file(path: Path) -> None:
+    """The same for a table in a Parquet file, a row group at a time. Raises ManifestInvalid."""
+    with pq.ParquetFile(path) as file:
+        validate_batches(file.read_row_group(n, use_threads=False) for n in range(file.num_row_groups))
+
+
+class Validator:
+    """The rules for a table that comes piece by piece: what later pieces need to know of earlier ones.
+
+    That is the last path, the few directories that rows to come can be in, and 17 bytes for each link group.
+    """
+
+    def __init__(self) -> None:
+        self.last: bytes | None = None
+        self.open: list[bytes] = []
+        self._groups = np.empty(0, np.uint64)  # sorted
+        self._kinds = np.empty(0, np.uint8)  # of each group's first row
+        self._contents = np.empty(0, np.uint64)  # digests of what the others must have too
+
+    def check(self, batch: pa.Table | pa.RecordBatch) -> None:
+        """The next rows of the table. Raises ManifestInvalid; then the table is refused, and this is of no more use."""
+        if not batch.schema.equals(FILES_SCHEMA):
+            raise ManifestInvalid(path="", reason="its columns are not those of a files table")
+        if not batch.num_rows:
+            return
+        rules = _Rules(batch, self)
+        rules.no_nulls()
+        rules.paths()
+        rules.parents()
+        rules.kinds()
+        rules.chunks()
+        rules.xattrs()
+        rules.link_groups()
+        self._go_on(rules)
+
+    def finish(self) -> None:
+        """There are no more rows."""
+        if self.last is None:
+            raise ManifestInvalid(path="", reason=_NO_ROOT)
+
+    def _go_on(self, rules: _Rules) -> None:
+        last: bytes = rules.columns["path"][rules.count - 1].as_py()
+        # What comes after `last` can be in a directory d only if d <= last < d + b"0", the byte after a slash: d is
+        # the root, or `last`, or how `last` begins up to a byte below that.
+        ways = [b"", *(last[:at] for at in range(1, len(last)) if last[at] < ord("0")), *([last] if last else [])]
+        known = pc.is_in(pa.array(ways, pa.binary()), value_set=rules.directories)
+        self.last, self.open = last, [way for way, there in zip(ways, known.to_pylist(), strict=True) if there]
+
+    def first_of_groups(
+        self, groups: np.ndarray, kinds: np.ndarray, contents: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Kind and content of the first row of each of these (distinct, sorted) groups, learning those not seen yet."""
+        at = np.searchsorted(self._groups, groups)
+        seen = at < len(self._groups)
+        seen[seen] = self._groups[at[seen]] == groups[seen]
+        first_kinds, first_contents = kinds.copy(), contents.copy()
+        first_kinds[seen], first_contents[seen] = self._kinds[at[seen]], self._contents[at[seen]]
+        new = ~seen
+        self._groups = np.insert(self._groups, at[new], groups[new])
+        self._kinds = np.insert(self._kinds, at[new], kinds[new])
+        self._contents = np.insert(self._contents, at[new], contents[new])
+        return first_kinds, first_contents
 
 
 class _Rules:
-    """The rules, each over whole columns."""
+    """The rules, each over whole columns of some rows that follow those that a Validator knows of."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
+    def __init__(self, table: pa.Table | pa.RecordBatch, before: Validator) -> None:
+        self.before = before
         self.columns: dict[str, pa.Array] = {name: single(table[name]) for name in table.schema.names}
         self.count = table.num_rows
 
@@ -259,36 +326,46 @@ class _Rules:
 
     def paths(self) -> None:
         paths = self.columns["path"]
-        if not self.count or paths[0].as_py() != b"" or not stat.S_ISDIR(self.columns["mode"][0].as_py()):
-            raise ManifestInvalid(path="", reason="the root is missing, or is not a directory")
+        first, last = paths[0].as_py(), self.before.last
+        if last is None and (first != b"" or not stat.S_ISDIR(self.columns["mode"][0].as_py())):
+            raise ManifestInvalid(path="", reason=_NO_ROOT)
         unsorted = pc.greater_equal(paths.slice(0, self.count - 1), paths.slice(1))
-        self.refuse_where(np.append(False, unsorted.to_numpy(zero_copy_only=False)), "it comes twice or out of order")
-        if self.count == 1:
-            return
-        offsets, content = binary_parts(paths.slice(1))
+        follows = last is None or first > last
+        self.refuse_where(
+            np.append(not follows, unsorted.to_numpy(zero_copy_only=False)), "it comes twice or out of order"
+        )
+        offsets, content = binary_parts(paths)
         starts, ends = offsets[:-1], offsets[1:]
-        bad = np.zeros(self.count, bool)
-        bad[1:] = (ends - starts) > PATH_BYTES_MAX
-        self.refuse_where(bad, f"its path is longer than {PATH_BYTES_MAX} bytes")
+        self.refuse_where(ends - starts > PATH_BYTES_MAX, f"its path is longer than {PATH_BYTES_MAX} bytes")
         slashes = np.flatnonzero(content == ord("/"))
         # Names begin where paths do and behind slashes, and end at slashes and where paths do: sorted, they pair up.
-        first, last = np.sort(np.append(starts, slashes + 1)), np.sort(np.append(ends, slashes))
-        length = last - first
+        begin, stop = np.sort(np.append(starts, slashes + 1)), np.sort(np.append(ends, slashes))
+        length = stop - begin
         padded = np.append(content, [0, 0])
-        dots = (padded[first] == ord(".")) & ((length == 1) | ((length == 2) & (padded[first + 1] == ord("."))))
+        dots = (padded[begin] == ord(".")) & ((length == 1) | ((length == 2) & (padded[begin + 1] == ord("."))))
         wrong = (length == 0) | (length > NAME_BYTES_MAX) | dots
-        names_a_row = 1 + np.diff(np.searchsorted(slashes, offsets))
+        if last is None:
+            wrong[0] = False  # the root has no name
+        slashes_before = np.searchsorted(slashes, offsets)
         bad = np.zeros(self.count, bool)
-        bad[1 + np.repeat(np.arange(self.count - 1), names_a_row)[wrong]] = True
-        bad[1 + np.searchsorted(ends, np.flatnonzero(content == 0), side="right")] = True
+        bad[np.repeat(np.arange(self.count), 1 + np.diff(slashes_before))[wrong]] = True
+        bad[np.searchsorted(ends, np.flatnonzero(content == 0), side="right")] = True
         self.refuse_where(bad, "a name in its path is empty, too long, a dot or two, or has a NUL")
+        # The path of the directory that each row is in ends at the row's last slash, or is empty.
+        inside = np.append(slashes, 0)[slashes_before[1:] - 1]
+        self.parent_lengths = np.where(np.diff(slashes_before) > 0, inside - starts, 0)
+        self.path_starts, self.path_content = starts, content
 
     def parents(self) -> None:
-        paths = self.columns["path"]
-        directories = paths.filter(pa.array(self._is(stat.S_IFDIR)))
-        parents = pc.replace_substring_regex(paths, r"(?:^|/)[^/]*$", "")
+        before = pa.array(self.before.open, pa.binary())
+        here = self.columns["path"].filter(pa.array(self._is(stat.S_IFDIR)))
+        self.directories = pa.concat_arrays([before, here])
+        offsets = np.concatenate(([0], np.cumsum(self.parent_lengths)))
+        taken = np.arange(offsets[-1]) + np.repeat(self.path_starts - offsets[:-1], self.parent_lengths)
+        buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(self.path_content[taken])]
+        parents = pa.Array.from_buffers(pa.binary(), self.count, buffers)
         self.refuse_where(
-            pc.invert(pc.is_in(parents, directories)).to_numpy(zero_copy_only=False),
+            pc.invert(pc.is_in(parents, value_set=self.directories)).to_numpy(zero_copy_only=False),
             "its parent is not there, or is not a directory",
         )
 
@@ -353,20 +430,48 @@ class _Rules:
         bad[rows] = self._is(stat.S_IFDIR)[rows]
         self.refuse_where(bad, "a directory has no second name")
         groups = self.columns["link_group"].filter(grouped).to_numpy(zero_copy_only=False)
-        _, first, of = np.unique(groups, return_index=True, return_inverse=True)
-        kind = self.numbers("mode") & 0o170000
-        leader = rows[first][of]
-        bad[rows] = kind[rows] != kind[leader]
+        distinct, first, of = np.unique(groups, return_index=True, return_inverse=True)
+        kinds = ((self.numbers("mode") & 0o170000) >> 12).astype(np.uint8)[rows]
+        contents = self._content_digests(pa.array(rows))
+        first_kinds, first_contents = self.before.first_of_groups(distinct, kinds[first], contents[first])
+        bad[rows] = kinds != first_kinds[of]
         self.refuse_where(bad, "it is of another kind than another name of its inode")
-        alike = self.table.select(["volume", "size", "rdev_major", "rdev_minor", "target", "chunks"])
-        if not alike.take(rows).equals(alike.take(leader)):
+        if (contents != first_contents[of]).any():
             raise ManifestInvalid(path="", reason="names of one inode differ in volume, size, content or target")
 
+    def _content_digests(self, rows: pa.Array) -> np.ndarray:
+        """For each of these rows a digest of what all names of one inode share, but for the kind."""
+        digest = digests.start(len(rows))
+        for name in ("volume", "size", "rdev_major", "rdev_minor"):
+            digest = digests.mixed(digest, self.columns[name].take(rows).to_numpy())
+        digest = digests.mixed(digest, digests.of_binary(self.columns["target"].take(rows)))
+        lists = self.columns["chunks"].take(rows)
+        ends = np.concatenate(([0], np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False))))
+        items = lists.flatten()
+        each = digests.start(len(items))
+        for name in ("offset", "length"):
+            each = digests.mixed(each, pc.struct_field(items, name).to_numpy(zero_copy_only=False))
+        for words in binary_words(pc.struct_field(items, "sha256")).T:
+            each = digests.mixed(each, words)
+        # The offset is in each: their order needs no part in the sum, which wraps around.
+        sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum(each, dtype=np.uint64)))
+        return digests.mixed(digest, sums[ends[1:]] - sums[ends[:-1]])
 
-def single(column: pa.ChunkedArray) -> pa.Array:
+
+def single(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """The column as one array."""
+    if isinstance(column, pa.Array):
+        return column
     combined = column.combine_chunks()
     return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
+
+
+def binary_words(array: pa.Array) -> np.ndarray:
+    """An array of fixed-size binary values without nulls as rows of little-endian 64-bit words."""
+    width = array.type.byte_width
+    content = np.frombuffer(array.buffers()[1] or b"", np.uint8)
+    content = content[array.offset * width : (array.offset + len(array)) * width]
+    return content.view("<u8").reshape(-1, width // 8)
 
 
 def binary_parts(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rehost.errors import ManifestInvalid, StoreUnreadable
-from rehost.replication.manifest import BLOCKS_SCHEMA, FILES_SCHEMA, validate
+from rehost.replication.manifest import BLOCKS_SCHEMA, FILES_SCHEMA, validate, validate_file
 from rehost.replication.pack_index import names_of
 
 _ROWS_A_GROUP = 65_536
@@ -22,8 +22,8 @@ _ROWS_A_GROUP = 65_536
 def write_files(files: Path | pa.Table, target: Path) -> None:
     """Write the files table of a snapshot, durably, after checking it. Raises ManifestInvalid, StoreUnreadable."""
     if isinstance(files, Path):
-        validate(read_files(files))
         _copy(files, target, FILES_SCHEMA)
+        validate_file(target)
     else:
         validate(files)
         table = files.replace_schema_metadata(FILES_SCHEMA.metadata)

@@ -67,6 +67,7 @@ class Snapshot(Record):
         0  # the sum of their sizes, an inode with several names counted once; and the regions' used bytes
     )
     exclude: tuple[str, ...] = ()
+    scan_began_ns: int | None = None  # since 1970 by the source's clock: what changed since then is read next time
 
 
 class Snapshots:

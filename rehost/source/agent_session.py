@@ -59,6 +59,7 @@ class AgentSession:
         self._channel = channel
         self._busy = False
         self._skipped: tuple[Skipped, ...] = ()
+        self._scan_began_ns: int | None = None
 
     @property
     def channel(self) -> Channel:
@@ -111,6 +112,7 @@ class AgentSession:
         if told.get("rows") != rows:
             raise self._channel.violation("a scan of another number of rows than it says")
         self._skipped = tuple(self._skips(told.get("skipped")))
+        self._scan_began_ns = self._time(told.get("now_ns"))
         self._busy = False
 
     @property
@@ -125,6 +127,10 @@ class AgentSession:
     def skipped(self) -> Sequence[Skipped]:
         """What the last scan could not take; the first thousand."""
         return self._skipped
+
+    def scan_began_ns(self) -> int | None:
+        """When the last scan began, by the source's clock, in ns since 1970."""
+        return self._scan_began_ns
 
     def read(
         self,
@@ -159,6 +165,15 @@ class AgentSession:
         if self._busy:
             raise RuntimeError("the session is in the middle of something, or was left there; open another")
         self._busy = True
+
+    def _time(self, told: Any) -> int | None:
+        match told:
+            case None:
+                return None
+            case int() if not isinstance(told, bool) and 0 <= told < 1 << 63:
+                return told
+            case _:
+                raise self._channel.violation("a time that no clock shows")
 
     def _skips(self, told: Any) -> Iterator[Skipped]:
         if not isinstance(told, list) or len(told) > protocol.SKIPPED_TOLD:

@@ -102,3 +102,12 @@ class TellsNotes(Protocol):
     def notes(self) -> Sequence[str]:
         """Sentences, each once."""
         ...
+
+
+@runtime_checkable
+class TellsTime(Protocol):
+    """A session whose source has a clock that its files' times come from."""
+
+    def scan_began_ns(self) -> int | None:
+        """When the last scan began, by that clock, in ns since 1970; None where it was not told."""
+        ...

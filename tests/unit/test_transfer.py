@@ -19,7 +19,6 @@ import rehost.agent
 from rehost.errors import SnapshotFileChanged, SourceUnreachable
 from rehost.ids import new_id
 from rehost.replication.bundles import Bundle
-from rehost.replication.compare import replaced
 from rehost.replication.export import export_tree
 from rehost.replication.manifest import CHUNK_BYTES
 from rehost.replication.snapshots import Snapshot
@@ -219,12 +218,11 @@ def test_a_comparison_puts_a_wrong_content_right(store: Store, tree: Path, tmp_p
     status = (tree / "file").stat()
     table = store.files(first.id)
     at = pc.equal(table["path"], b"file")
-    wrong = replaced(
-        table,
-        mtime_ns=pc.if_else(at, status.st_mtime_ns, table["mtime_ns"]).combine_chunks(),
-        ctime_ns=pc.if_else(at, status.st_ctime_ns, table["ctime_ns"]).combine_chunks(),
-    )
-    lie = first.model_copy(update={"id": new_id("n")})
+    wrong = table
+    for name, time_ns in (("mtime_ns", status.st_mtime_ns), ("ctime_ns", status.st_ctime_ns)):
+        column = pc.if_else(at, time_ns, table[name]).combine_chunks()
+        wrong = wrong.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+    lie = first.model_copy(update={"id": new_id("n"), "scan_began_ns": status.st_ctime_ns + 10**10})
     store.save_snapshot(lie, wrong)
     for checksum, content in ((False, b"first"), (True, b"again")):
         with open_session(_connection(tree)) as session:
