@@ -58,6 +58,7 @@ def verify_boot(this: Pass, image: DiskImage, snapshot_id: str, firmware: Firmwa
             scratch=scratch,
             cache=settings().home / "accelerator.json",
             kernel=kernel_file if kernel is not None else None,
+            data_disks=_data_disks(image),
             timeout_seconds=wanted.boot_timeout_seconds,
             script=wanted.script,
             script_timeout_seconds=wanted.script_timeout_seconds,
@@ -86,6 +87,15 @@ def verify_container(this: Pass, image: ContainerImage, snapshot_id: str) -> Ver
         script_timeout_seconds=wanted.script_timeout_seconds,
     )
     return _judge(this, image.id, verification_id, "verify-container", report, progress)
+
+
+def _data_disks(image: DiskImage) -> tuple[tuple[Path, str], ...]:
+    """Each further disk once, in the first of its formats."""
+    found: dict[int, tuple[Path, str]] = {}
+    for disk in image.disks:
+        if disk.role == "data":
+            found.setdefault(disk.index, (Path(disk.location), disk.format))
+    return tuple(found.values())
 
 
 def _evidence(verification_id: str) -> Path:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from image_builders.disk.gpt import SECTOR
 from image_builders.disk.regions import Blocks, check_regions
 from image_builders.disk.request import DiskRequest
-from image_builders.disk.selection import Copied, devices_under
+from image_builders.disk.selection import Copied
 from rehost.errors import BuildDiskTooSmall, BuildUnsupported
 from rehost.replication.tree import printable
 from rehost.source.inventory import Disk, Inventory, Partition
+from rehost.source.layers import devices_under
 
 
 @dataclass(frozen=True)

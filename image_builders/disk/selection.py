@@ -14,12 +14,12 @@ from image_builders.disk.request import DiskRequest
 from rehost.errors import BuildUnsupported
 from rehost.replication.tree import printable
 from rehost.source.inventory import Inventory, Partition, Volume
+from rehost.source.layers import devices_under, disks_under
 
 ESP_TYPE = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 _NAMESPACE = uuid.UUID("5b0f5b3e-6a0f-5d0c-9a55-6b1f3f6f7a10")  # of every id that is derived, drawn once at random
 _KEPT_FILESYSTEMS = ("ext2", "ext3", "ext4")
 _LABEL_BYTES = 16  # of ext4 and of swap areas
-_LAYERS_FOLLOWED = 8  # LVM on LUKS on mdraid is three
 _MOUNT_POINT = re.compile(r"/(?!.*//)(?:[^\0]*[^/\0])?")
 
 
@@ -215,24 +215,6 @@ def _is_esp(volume: Volume, partition: Partition | None) -> bool:
         return False
     typed = partition is not None and (partition.type or "").lower() in (ESP_TYPE, "ef", "0xef")
     return typed or volume.mount_point in ("/boot/efi", "/efi", "/boot")
-
-
-def devices_under(device: str | None, inventory: Inventory) -> set[str]:
-    """The device and whatever it is made of, through LVM, mdraid and LUKS."""
-    found = {device} if device else set()
-    for _ in range(_LAYERS_FOLLOWED):
-        found |= {member for layer in inventory.layers if layer.path in found for member in layer.members}
-    return found
-
-
-def disks_under(device: str | None, inventory: Inventory) -> set[int]:
-    """The disks that a device lies on, by index."""
-    devices = devices_under(device, inventory)
-    return {
-        disk.index
-        for disk in inventory.disks
-        if disk.path in devices or any(partition.path in devices for partition in disk.partitions)
-    }
 
 
 def _swaps(inventory: Inventory, taken: set[uuid.UUID]) -> list[SwapArea]:

@@ -57,6 +57,7 @@ def verify_disk(
     scratch: Path,
     cache: Path,
     kernel: Path | None = None,
+    data_disks: tuple[tuple[Path, str], ...] = (),
     timeout_seconds: float | None = None,
     script: str | None = None,
     script_timeout_seconds: float = 600.0,
@@ -64,9 +65,10 @@ def verify_disk(
 ) -> VerificationReport:
     """Boot the disk image `image` and report what it proved; a guest that fails gives a report, not an exception.
 
-    `format` is raw, qcow2 or vhd, `firmware` bios or uefi, `inventory` the source's. Into `evidence` go console.log,
-    screenshot.png, report.json and report.md; in `scratch` is made what is removed at the end. `cache` remembers the
-    accelerator, `kernel` is a Linux kernel to find it with. `timeout_seconds` is for the boot alone, without the
+    `format` is raw, qcow2 or vhd, `firmware` bios or uefi, `inventory` the source's; `data_disks` are the image's
+    further disks with their formats. Into `evidence` go console.log, screenshot.png, report.json and report.md; in
+    `scratch` is made what is removed at the end. `cache` remembers the accelerator, `kernel` is a Linux kernel to find
+    it with. `timeout_seconds` is for the boot alone, without the
     user's `script`, which runs as root in the guest; none: `default_timeout`. Raises ProgramNotFound, ProgramFailed
     and ProgramTimeout where this machine cannot do its part.
     """
@@ -75,7 +77,9 @@ def verify_disk(
     chosen = accelerator(cache, kernel)
     work = Path(tempfile.mkdtemp(prefix="verify-", dir=scratch))
     try:
-        boot = _Boot(image, format, firmware, inventory, evidence, work, script, script_timeout_seconds, progress)
+        boot = _Boot(
+            image, format, data_disks, firmware, inventory, evidence, work, script, script_timeout_seconds, progress
+        )
         limit = timeout_seconds or default_timeout(chosen)
         seen = boot.observe(chosen, limit)
         if seen is None:
@@ -112,6 +116,7 @@ class _Boot:
         self,
         image: Path,
         image_format: str,
+        data_disks: tuple[tuple[Path, str], ...],
         firmware: str,
         inventory: Inventory,
         evidence: Path,
@@ -122,6 +127,7 @@ class _Boot:
     ) -> None:
         self._image = image
         self._format = image_format
+        self._data_disks = data_disks
         self._firmware = cast(Literal["bios", "uefi"], firmware)
         self._inventory = inventory
         self._evidence = evidence
@@ -166,6 +172,7 @@ class _Boot:
         spec = MachineSpec(
             disk=copy,
             disk_format="raw",
+            data_disks=self._data_disks,
             writable=True,
             durable=False,
             firmware=self._firmware,

@@ -17,6 +17,8 @@ from rehost.verification.probe import DIRECTORY, UNIT
 
 _SECONDS = 120.0  # for a debugfs call, on a busy machine
 _COPY_SECONDS = 3600.0
+_REPLAY_SECONDS = 600.0
+_INCOMPAT_AT, _INCOMPAT_RECOVER = 1024 + 0x60, 0x4  # of the superblock: the journal was not played back
 _EXT_MAGIC_AT, _EXT_MAGIC = 1024 + 56, b"\x53\xef"  # Documentation/filesystems/ext4/super.rst of Linux
 _LINK = f"/etc/systemd/system/sysinit.target.wants/{UNIT}"
 _LINK_TARGET = f"../{UNIT}"
@@ -38,6 +40,9 @@ def inject(copy: Path, files: Mapping[str, tuple[bytes, int]], work: Path) -> st
     offset = _root_offset(copy, work)
     if offset is None:
         return "no ext2, ext3 or ext4 filesystem with systemd was found in the image"
+    if _needs_replay(copy, offset):
+        # A filesystem that was copied as it stood: its journal would undo at the boot what is written now.
+        _replay(copy, offset, work)
     commands = ["cd /etc", f"mkdir {DIRECTORY}"]
     for number, (path, (content, mode)) in enumerate(files.items()):
         local = work / f"file{number}"
@@ -60,13 +65,31 @@ def inject(copy: Path, files: Mapping[str, tuple[bytes, int]], work: Path) -> st
     return None
 
 
+def _needs_replay(copy: Path, offset: int) -> bool:
+    with copy.open("rb") as disk:
+        disk.seek(offset + _INCOMPAT_AT)
+        return bool(int.from_bytes(disk.read(4), "little") & _INCOMPAT_RECOVER)
+
+
+def _replay(copy: Path, offset: int, work: Path) -> None:
+    """Play the journal back, as the kernel would at the mount, and change nothing else: what is broken stays so."""
+    link = _link(copy, work)
+    argv = ["e2fsck", "-y", "-E", "journal_only", f"{link.name}?offset={offset}"]
+    run(argv, timeout=_REPLAY_SECONDS, cwd=work, check=False)
+
+
+def _link(copy: Path, work: Path) -> Path:
+    link = work / "image"  # debugfs and e2fsck would cut a path at a question mark
+    if not link.is_symlink():
+        link.symlink_to(copy.absolute())
+    return link
+
+
 def _debugfs(copy: Path, offset: int, work: Path, commands: list[str], *, write: bool) -> str:
     """What debugfs printed. It runs in `work`, so that no path of the worker is in its command file."""
     command_file = work / "commands"
     command_file.write_text("\n".join(commands) + "\n")
-    link = work / "image"  # debugfs would cut a path at a question mark
-    if not link.is_symlink():
-        link.symlink_to(copy.absolute())
+    link = _link(copy, work)
     argv = ["debugfs", *(["-w"] if write else []), "-f", command_file.name, f"{link.name}?offset={offset}"]
     completed = run(argv, timeout=_SECONDS, cwd=work, check=False, env={"DEBUGFS_PAGER": "cat"})
     return completed.stdout.decode("utf-8", "replace")

@@ -60,6 +60,7 @@ class MachineSpec:
 
     disk: Path | None = None
     disk_format: Literal["raw", "qcow2", "vhd"] = "raw"
+    data_disks: tuple[tuple[Path, str], ...] = ()  # further disks and their formats; never written to
     writable: bool = False  # False: the image is only read; what the guest writes is thrown away at the end
     durable: bool = True  # False: what the guest flushes need not survive the worker; for throw-away copies
     firmware: Literal["bios", "uefi"] = "bios"
@@ -367,6 +368,13 @@ def _command(spec: MachineSpec, folder: Path, descriptors: Mapping[str, int]) ->
         ]
         first = "" if spec.kernel else ",bootindex=0"  # a kernel of its own has that place
         argv += ["-device", f"virtio-blk-pci,drive=disk{first}"]
+    for number, (path, kind) in enumerate(spec.data_disks, 1):
+        argv += [
+            "-drive",
+            f"if=none,id=data{number},driver={_DRIVERS[kind]},file.driver=file,"
+            f"file.filename={_escaped(path.absolute())},cache=unsafe,discard=unmap,snapshot=on",
+        ]
+        argv += ["-device", f"virtio-blk-pci,drive=data{number}"]
     if spec.network:
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:0-:{port}" for port in spec.forwards)
         argv += ["-netdev", f"user,id=net,restrict={'on' if spec.restricted else 'off'}{forwards}"]

@@ -64,6 +64,25 @@ def test_the_probe_is_written_whole_and_the_filesystem_stays_clean(tmp_path: Pat
     assert subprocess.run(argv, capture_output=True).returncode == 0
 
 
+def test_a_journal_is_played_back_before_the_probe_is_written(tmp_path: Path) -> None:
+    """As of a disk that was copied while it ran: what is in the journal alone would undo the probe at the boot."""
+    path, work = image(tmp_path, tree(tmp_path)), tmp_path / "work"
+    plain = tmp_path / "copy.raw"
+    raw_copy(path, "raw", plain)
+    offset = OFFSET + (1 << 20)
+    block = int(debugfs(plain, offset, "blocks /etc/systemd/system").split()[0])
+    (tmp_path / "block").write_bytes(plain.read_bytes()[offset + block * 1024 :][:1024])
+    (tmp_path / "commands").write_text(f"journal_open\njournal_write -b {block} block\njournal_close\n")
+    argv = [find("debugfs") or "", "-w", "-f", "commands", f"{plain.name}?offset={offset}"]
+    subprocess.run(argv, check=True, capture_output=True, cwd=tmp_path)
+    assert "needs_recovery" in debugfs(plain, offset, "show_super_stats -h")
+    work.mkdir()
+    assert inject(plain, FILES, work) is None
+    argv = [find("e2fsck") or "", "-fy", f"{plain}?offset={offset}"]
+    subprocess.run(argv, capture_output=True, check=False)
+    assert "rehost-probe.service" in debugfs(plain, offset, "ls /etc/systemd/system")
+
+
 def test_what_lies_in_the_probes_place_is_replaced(tmp_path: Path) -> None:
     root = tree(tmp_path)
     (root / "etc/systemd/system/rehost-probe.service").write_text("another")

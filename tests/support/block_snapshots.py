@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
 from image_builders.disk.regions import Blocks
-from rehost.replication.manifest import BLOCKS_SCHEMA, ChunkReader, Entry, table_of
+from rehost.replication.manifest import BLOCKS_SCHEMA, Chunk, ChunkReader, Entry, table_of
 from rehost.replication.snapshots import Region
 from rehost.replication.tree import Tree
 from rehost.source.connect import DiskConnection
@@ -53,15 +56,20 @@ def regions_of(disk: Disk, left_out: Collection[str] = ()) -> Iterator[Region]:
     yield from gap(disk.size_bytes)
 
 
-def blocks_of(raws: Sequence[Path], regions: Sequence[Region], table: Path, chunks: Chunks) -> Blocks:
+def blocks_of(raws: Sequence[Path], regions: Sequence[Region], table: Path, chunks: Keeps) -> Blocks:
     """Read the regions of these disks; what is not zero goes into `chunks` and the Parquet file `table`."""
     rows: list[tuple[int, int, bytes, bytes]] = []
     measured = []
     for number, region in enumerate(regions):
-        used = 0
+        used, data = 0, -1
         with raws[region.disk].open("rb") as file:
             for block in range(-(-region.size_bytes // region.block_bytes)):
                 offset = block * region.block_bytes
+                end = min(offset + region.block_bytes, region.size_bytes)
+                if data < region.start + offset:
+                    data = _data_after(file.fileno(), region.start + offset)
+                if data >= region.start + end:
+                    continue
                 file.seek(region.start + offset)
                 raw = file.read(min(region.block_bytes, region.size_bytes - offset))
                 if raw.count(0) < len(raw):
@@ -74,6 +82,12 @@ def blocks_of(raws: Sequence[Path], regions: Sequence[Region], table: Path, chun
     return Blocks(tuple(measured), table)
 
 
+class Keeps(Protocol):
+    """Where content goes."""
+
+    def put(self, offset: int, content: bytes) -> Chunk: ...
+
+
 class Together:
     """Two ChunkReaders as one: content of blocks, and of files."""
 
@@ -82,6 +96,13 @@ class Together:
 
     def read_chunk(self, sha256: bytes) -> bytes:
         return self._chunks.content.get(sha256) or self._files.read_chunk(sha256)
+
+
+def _data_after(descriptor: int, at: int) -> int:
+    try:
+        return os.lseek(descriptor, at, os.SEEK_DATA)
+    except OSError:
+        return sys.maxsize  # nothing but a hole up to the end
 
 
 def tree_over(chunks: Chunks, *entries: Entry) -> Tree:

@@ -106,8 +106,12 @@ BAD_TABLES = {
 }
 
 
+@pytest.mark.parametrize("at_once", [1, 1000])
 @pytest.mark.parametrize("name", BAD_TABLES)
-def test_a_blocks_table_that_breaks_its_rules_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_blocks_table_that_breaks_its_rules_is_refused(
+    tmp_path: Path, name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("image_builders.disk.regions._ROWS_A_BATCH", at_once)
     chunks = Chunks()
     rows = [(r, b, bytes(16), chunks.put(0, b"x" * length).sha256) for r, b, length in BAD_TABLES[name]]
     blocks = Blocks((REGION,), table_file(tmp_path / "blocks", rows))
