@@ -5,7 +5,7 @@ import re
 import struct
 from typing import Any, Dict, List, Optional, Tuple
 
-from rehost.agent import superblocks
+from rehost.agent import superblocks, used
 from rehost.agent.inventory_files import listed, read_bytes, read_text
 
 _DEVICES = 1000
@@ -71,18 +71,20 @@ def _contents(path: str, number: str, size: int, whole: bool) -> Dict[str, Any]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return _udev(number)
+        return dict(_udev(number), unreadable=True)
     try:
 
         def read(offset: int, length: int) -> bytes:
             return os.pread(descriptor, length, offset)
 
         facts = dict(superblocks.probe(read, size))  # type: Dict[str, Any]
+        if facts.get("filesystem") in used.MAPS:
+            facts["needs"] = used.needs(read, str(facts["filesystem"]))
         if whole:
             facts.update(_table(read, int(read_text(b"/", b"sys/class/block/" + _name(path), 64) or 512)))
         return facts
     except (OSError, struct.error):
-        return _udev(number)
+        return dict(_udev(number), unreadable=True)
     finally:
         os.close(descriptor)
 
@@ -99,7 +101,7 @@ def _udev(number: str) -> Dict[str, Any]:
         "ID_PART_TABLE_TYPE": "table",
         "ID_PART_ENTRY_TYPE": "type",
     }
-    facts = {}
+    facts = {}  # type: Dict[str, Any]
     for line in read_text(b"/", b"run/udev/data/b" + number.encode("ascii")).splitlines():
         key, _, value = line[2:].partition("=")
         if line.startswith("E:") and key in names and value:

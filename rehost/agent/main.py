@@ -9,7 +9,7 @@ import sys
 import threading
 from typing import Any, Dict, List, Optional, Tuple
 
-from rehost.agent import protocol, trace_kinds
+from rehost.agent import block_kinds, protocol, trace_kinds
 from rehost.agent.interpreter import interpreter
 from rehost.agent.output import Output, with_large_pipe
 from rehost.agent.walk import Walker
@@ -28,6 +28,8 @@ HANDLERS = {
     protocol.THAW: "rehost.agent.freeze:thaw",
     protocol.WHEELS: "rehost.agent.wheels:serve",
     trace_kinds.TRACE: "rehost.agent.tracking:serve",
+    block_kinds.USED_BLOCKS: "rehost.agent.block_frames:serve_used",
+    block_kinds.READ_BLOCKS: "rehost.agent.block_frames:serve_read",
 }
 
 

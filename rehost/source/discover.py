@@ -23,21 +23,29 @@ VOLUME_FILESYSTEMS = (*BLOCK_FILESYSTEMS[:-1], "vfat")
 _TEXT = 65_536
 _DEVICES = 1000
 _MOUNTS = 1000
-_CANNOT_BLOCK = {
-    "LVM2_member": "it is part of LVM; logical volumes are not replicated by blocks",
-    "linux_raid_member": "it is part of an mdraid array",
-    "crypto_LUKS": "it is encrypted (LUKS); which of its blocks are used cannot be seen",
-}
+_EXTENDED_TYPES = ("0x05", "0x0f", "0x85")
 _ARCHITECTURES = r"[A-Za-z0-9_]{1,32}"
 
 
-def can_block(filesystem: str | None) -> tuple[bool, str | None]:
-    """Whether a partition with that filesystem can be replicated by blocks, and why not."""
-    if filesystem in BLOCK_FILESYSTEMS:
-        return True, None
-    if filesystem is None:
-        return False, "it holds no filesystem that is known"
-    return False, _CANNOT_BLOCK.get(filesystem, f"which blocks {filesystem} uses is not known")
+def cannot_block_reason(
+    filesystem: str | None, *, type: str | None = None, mounted: bool = False, member: bool = False, needs: str = ""
+) -> str | None:
+    """Why a partition cannot be replicated by blocks; None where it can.
+
+    `type` is the partition's, `member` says that another device is made of it, `needs` what else its filesystem needs.
+    What nobody's records tell of is read whole, but only where nobody writes to it meanwhile.
+    """
+    if needs:
+        return f"its filesystem has {needs}"
+    if filesystem == "linux_raid_member":
+        return "it is part of an mdraid array"
+    if (type or "").lower() in _EXTENDED_TYPES:
+        return "it is an extended partition: the partitions inside are replicated"
+    if filesystem in BLOCK_FILESYSTEMS or filesystem in ("LVM2_member", "crypto_LUKS"):
+        return None
+    if mounted:
+        return f"it is mounted, and which blocks {filesystem or 'its filesystem'} uses is not known"
+    return "another device is made of it, and which of its blocks are in use is not known" if member else None
 
 
 def inventory_of(facts: dict[str, Any], host: str = "the source") -> Inventory:
@@ -98,6 +106,8 @@ class _Device:
     filesystem: str | None
     uuid: str | None
     label: str | None
+    needs: str  # what else than this device its filesystem needs
+    readable: bool
 
 
 def _devices(told: Facts) -> dict[str, _Device]:
@@ -121,6 +131,8 @@ def _devices(told: Facts) -> dict[str, _Device]:
             filesystem=fact.text("filesystem", 64),
             uuid=fact.text("uuid", 64),
             label=fact.text("label"),
+            needs=fact.text("needs", 200) or "",
+            readable=not fact.flag("unreadable"),
         )
     return found
 
@@ -161,6 +173,7 @@ def _disk(index: int, disk: _Device, devices: Mapping[str, _Device], mounted: Ma
     for part in parts:
         if part.start + part.size_bytes > disk.size_bytes:
             raise SourceProtocol(host=host, reason=f"the partition {part.path} ends beyond its disk")
+    members = {name for device in devices.values() if device.kind != "partition" for name in device.below}
     table = disk.table if disk.table in ("gpt", "dos") else None
     if not parts and (disk.filesystem or disk.number in mounted):
         parts = [disk]
@@ -169,25 +182,30 @@ def _disk(index: int, disk: _Device, devices: Mapping[str, _Device], mounted: Ma
         path=disk.path,
         size_bytes=disk.size_bytes,
         table=cast(Literal["gpt", "dos"] | None, table),
-        partitions=tuple(_partition(index, part, disk, mounted.get(part.number)) for part in parts),
+        partitions=tuple(
+            _partition(index, part, disk, mounted.get(part.number), part.name in members) for part in parts
+        ),
     )
 
 
-def _partition(index: int, part: _Device, disk: _Device, mount: _Mount | None) -> Partition:
+def _partition(index: int, part: _Device, disk: _Device, mount: _Mount | None, member: bool) -> Partition:
     filesystem = part.filesystem or (mount.filesystem if mount else None)
-    allowed, reason = can_block(filesystem)
+    kind = part.type or disk.types.get(str(part.partition))
+    reason: str | None = "the device may not be read"
+    if part.readable:
+        reason = cannot_block_reason(filesystem, type=kind, mounted=mount is not None, member=member, needs=part.needs)
     return Partition(
         path=part.path,
         device=f"{index}_{part.partition}",
         start=part.start,
         size_bytes=part.size_bytes,
-        type=part.type or disk.types.get(str(part.partition)),
+        type=kind,
         filesystem=filesystem,
         uuid=part.uuid,
         label=part.label,
         mount_point=mount.mount_point if mount else None,
         used_bytes=mount.used_bytes if mount else None,
-        can_block=allowed,
+        can_block=reason is None,
         cannot_block_reason=reason,
     )
 

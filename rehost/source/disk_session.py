@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from rehost.agent import inventory_files
+from rehost.agent.used import MAPS, needs
 from rehost.errors import SourceImageDamaged, SourceUnsupported
 from rehost.replication.bundles import BUNDLE_BYTES, RAW, Bundle
 from rehost.replication.manifest import SCAN_SCHEMA, Chunk, Entry
@@ -23,7 +24,7 @@ from rehost.replication.tree import printable
 from rehost.source.connect import DiskConnection
 from rehost.source.discover import inventory_of
 from rehost.source.disk_images import open_image
-from rehost.source.disk_layout import Layout, MountedImage, boot_mode, read_layout
+from rehost.source.disk_layout import Found, Layout, MountedImage, boot_mode, read_layout
 from rehost.source.exclude import excluder
 from rehost.source.image_tree import ImageTree
 from rehost.source.inventory import Inventory, Volume
@@ -86,6 +87,10 @@ class DiskSession:
     def set_bandwidth_limit(self, kbps: int) -> None:
         """Bound what is handed over, in KB/s (1 KB = 1,000 bytes); 0 for no bound."""
         self._limit = kbps * 1000
+
+    def raw_images(self) -> dict[str, Path]:
+        """By the path of an inventory's disk: the file of its raw bytes, which is there while the session is open."""
+        return {image.shown: image.path for image in self._layout.images}
 
     def skipped(self) -> Sequence[Skipped]:
         """What the last scan could not take; the first thousand."""
@@ -275,9 +280,9 @@ class DiskSession:
         lengths = tuple(len(held[name]) for name in names)
         deliver(Bundle(tuple(names), lengths, RAW, b"".join(held[name] for name in names)))
         self._delivered += sum(lengths)
-        self._hold_back(began, sum(lengths))
+        self.hold_back(began, sum(lengths))
 
-    def _hold_back(self, began: float, count: int) -> None:
+    def hold_back(self, began: float, count: int) -> None:
         """Wait until that many bytes may have been handed over since then; a new limit acts at once."""
         while self._limit and (left := began + count / self._limit - time.monotonic()) > 0:
             time.sleep(min(left, 0.25))
@@ -344,12 +349,20 @@ def _devices(layout: Layout) -> Iterator[dict[str, Any]]:
             "filesystem": found.filesystem,
             "uuid": found.uuid,
             "label": found.label,
+            "needs": _needs(found),
         }
 
 
 def _contents(layout: Layout, disk: int) -> dict[str, Any]:
     found = next(found for found in layout.partitions if found.disk == disk)
-    return {"filesystem": found.filesystem, "uuid": found.uuid, "label": found.label}
+    return {"filesystem": found.filesystem, "uuid": found.uuid, "label": found.label, "needs": _needs(found)}
+
+
+def _needs(found: Found) -> str | None:
+    start = found.partition.start
+    if found.filesystem is None or found.filesystem not in MAPS:
+        return None
+    return needs(lambda offset, length: found.image.read(start + offset, length), found.filesystem) or None
 
 
 def _mount(mount: MountedImage) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def test_the_inventory_comes_from_tables_and_files(tmp_path: Path) -> None:
     assert [part.device for part in first.partitions] == ["0_1", "0_2", "0_3", "0_4"]
     assert [part.filesystem for part in first.partitions] == [None, None, "ext4", "swap"]
     assert [part.mount_point for part in first.partitions] == [None, "/boot/efi", "/", None]
-    assert [part.can_block for part in first.partitions] == [False, False, True, True]
+    assert [part.can_block for part in first.partitions] == [True, True, True, True]
     assert second.partitions[0].mount_point == "/srv/data"
     assert inventory.volumes[1].device == second.partitions[0].path
 

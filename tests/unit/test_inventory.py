@@ -113,9 +113,31 @@ def test_volumes_are_mounts_of_local_filesystems_once_each() -> None:
 
 
 def test_what_can_be_replicated_by_blocks_is_said_with_its_reason() -> None:
-    parts = {part.path: part for disk in inventory_of(server()).disks for part in disk.partitions}
-    assert parts["/dev/sda2"].can_block
-    for path, word in (("/dev/sda1", "LUKS"), ("/dev/sdb2", "LVM"), ("/dev/sdb1", "vfat")):
+    facts = server()
+    devices = {device["name"]: device for device in facts["devices"]}
+    devices["sdc"]["filesystem"] = "linux_raid_member"
+    facts["devices"] += [
+        disk("sdd", "8:48", 50 * GIB, table="dos", types={"1": "0x05"}),
+        part("sdd", 1, "8:49", 1 << 20, 9 * GIB),
+        part("sdd", 5, "8:53", 2 << 20, GIB, filesystem="xfs", needs="a log on another device"),
+        part("sdd", 6, "8:54", 2 * GIB, GIB, filesystem="ext4", unreadable=True),
+        part("sdd", 7, "8:55", 3 * GIB, GIB),
+        part("sdd", 8, "8:56", 4 * GIB, GIB),
+        part("sdd", 9, "8:57", 5 * GIB, GIB, filesystem="swap"),
+        {**disk("bcache0", "252:0", GIB), "kind": "virtual", "below": ["sdd8"]},
+    ]
+    parts = {part.path: part for disk in inventory_of(facts).disks for part in disk.partitions}
+    for path in ("/dev/sda1", "/dev/sda2", "/dev/sdb2", "/dev/sdd7", "/dev/sdd9"):
+        assert parts[path].can_block, parts[path]
+        assert parts[path].cannot_block_reason is None
+    for path, word in (
+        ("/dev/sdb1", "mounted"),
+        ("/dev/sdc", "mdraid"),
+        ("/dev/sdd1", "extended"),
+        ("/dev/sdd5", "log on another device"),
+        ("/dev/sdd6", "read"),
+        ("/dev/sdd8", "another device"),
+    ):
         assert not parts[path].can_block
         assert word in (parts[path].cannot_block_reason or "")
 
