@@ -68,10 +68,10 @@ def _volume(point: Path) -> Volume:
     return Volume(mount_point=str(point), filesystem="", size_bytes=0, used_bytes=0)
 
 
-def _scanned(session: AgentSession, volume: Volume) -> dict[str, tuple[int, int]]:
+def _scanned(session: AgentSession, *volumes: Volume) -> dict[str, tuple[int, int]]:
     """Size and device of what a scan sees, by path."""
     found = {}
-    for batch in session.scan([volume], ()):
+    for batch in session.scan(volumes, ()):
         for path, size, device in zip(*(batch[name].to_pylist() for name in ("path", "size", "dev")), strict=True):
             found["/" + os.fsdecode(path)] = (size, device)
     return found
@@ -113,6 +113,34 @@ def test_a_btrfs_snapshot_is_read_and_removed(btrfs: Path) -> None:
         assert found[f"{btrfs}/file"] == (len(b"before"), live[f"{btrfs}/file"][1])
         assert set(found) == set(live)
         assert _scanned(session, _volume(btrfs))[f"{btrfs}/file"][0] == len(b"and after")
+
+
+def test_a_live_volume_below_one_that_is_held_is_read_in_its_own_place(btrfs: Path) -> None:
+    inner = btrfs / "above" / "inner"
+    inner.mkdir(parents=True)
+    (btrfs / "file").write_bytes(b"before")
+    _run("mount", "-t", "tmpfs", "none", inner)
+    try:
+        with this_machine() as session, hold(session, [_volume(btrfs), _volume(inner)]) as held:
+            assert [volume.method for volume in held.consistency] == ["btrfs", "live"]
+            (btrfs / "file").write_bytes(b"and after")
+            (inner / "file").write_bytes(b"seen")
+            found = _scanned(session, _volume(btrfs), _volume(inner))
+        assert (found[f"{btrfs}/file"][0], found[f"{inner}/file"][0]) == (6, 4)
+    finally:
+        _run("umount", inner)
+
+
+def test_the_guardian_holds_nothing_of_the_agent_s(btrfs: Path) -> None:
+    with this_machine() as session, hold(session, [_volume(btrfs)]):
+        (guardian,) = children(_agent_of(session))
+        (room,) = children(guardian)
+        for process in (guardian, room):
+            opened = {os.readlink(path) for path in Path(f"/proc/{process}/fd").iterdir()}
+            assert all(target == "/dev/null" or target.startswith("socket:") for target in opened), opened
+            assert os.getsid(process) == process
+        agents = {os.readlink(path) for path in Path(f"/proc/{_agent_of(session)}/fd").iterdir()}
+        assert agents & {os.readlink(path) for path in Path(f"/proc/{room}/fd").iterdir()} == {"/dev/null"}
 
 
 _OLD = sorted(Path.home().glob(".pyenv/versions/3.6.*/bin/python3.6"))
