@@ -83,14 +83,12 @@ class Written:
         shifts = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
         return np.unique(np.repeat(lows, counts) + shifts).astype(np.uint64)
 
-
-def blocks_to_read(used: np.ndarray, known: np.ndarray, written: np.ndarray) -> np.ndarray:
-    """Which blocks of an area a pass has to read; all are ascending block numbers, u64.
-
-    `used` are in use now, `known` are those of the parent snapshot's index. A block that came into use is read even
-    if it was not written: what it holds dates from before.
-    """
-    return used[np.isin(used, written, assume_unique=True) | ~np.isin(used, known, assume_unique=True)]
+    def runs(self, disk: str, start: int, size_bytes: int, block_bytes: int = BLOCK_BYTES) -> np.ndarray:
+        """The same as runs: u64, shape (n, 2): first block, number of blocks; ascending, apart from each other."""
+        blocks = self.blocks(disk, start, size_bytes, block_bytes)
+        firsts = np.flatnonzero(np.diff(blocks, prepend=np.uint64(2**63)) != 1)
+        counts = np.diff(np.append(firsts, len(blocks)))
+        return np.stack([blocks[firsts], counts.astype(np.uint64)], axis=1)
 
 
 class Tracking:

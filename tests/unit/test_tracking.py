@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from rehost.agent.tracing import BITMAPS_BYTES, BLOCK_BYTES, Bitmap, Disk, block_bytes_of
 from rehost.errors import SourceProtocol
-from rehost.source.tracking import Full, Tracked, Tracking, Written, blocks_to_read
+from rehost.source.tracking import Full, Tracked, Tracking, Written
 from tests.support.wire import lying_agent
 
 
@@ -48,12 +49,10 @@ def test_blocks_of_a_stretch_of_a_disk(start: int, coarse: int) -> None:
         if high > 0 and low < length:
             touched |= set(range(max(low, 0) // BLOCK_BYTES, -(-min(high, length) // BLOCK_BYTES)))
     assert found == touched
-
-
-def test_which_blocks_are_read() -> None:
-    """Those in use that were written to, and those that came into use; nothing else."""
-    used, known = np.array([1, 2, 3, 9], np.uint64), np.array([1, 2, 4], np.uint64)
-    assert blocks_to_read(used, known, np.array([2, 4, 7], np.uint64)).tolist() == [2, 3, 9]
+    runs = told.runs("sda", start, length).tolist()
+    assert [block for first, count in runs for block in range(first, first + count)] == sorted(found)
+    assert all(one[0] + one[1] < two[0] for one, two in itertools.pairwise(runs))
+    assert told.runs("sda", size - 512, 0).shape == (0, 2)
 
 
 def test_bitmaps_stay_small() -> None:
