@@ -19,6 +19,7 @@ from rehost.catalog.job import RegistryCredentials
 from rehost.errors import RegistryDenied
 from rehost.ids import new_id
 from rehost.replication.open_store import open_store
+from rehost.replication.tree import Tree
 from rehost.settings import settings
 from tasks.retries import STAGE
 from tasks.run_pass import Pass, catalog, snapshot_tree
@@ -35,7 +36,6 @@ def build_disk(this: Pass, snapshot_id: str) -> DiskImage:
     system = this.job.disks.system
     with open_store(settings()) as store:
         snapshot = store.snapshot(snapshot_id)
-        blocks = Blocks(snapshot.regions, store.table_path(snapshot_id, "blocks")) if snapshot.regions else None
     with catalog() as opened:
         name = opened.image_name(this.job.id)
     request = DiskRequest(
@@ -51,7 +51,9 @@ def build_disk(this: Pass, snapshot_id: str) -> DiskImage:
         snapshot_id=snapshot_id,
     )
     folder = this.image_folder(request.image_id)
-    with snapshot_tree(snapshot_id) as tree:
+    with open_store(settings()) as store:
+        blocks = Blocks(snapshot.regions, store.table_path(snapshot_id, "blocks")) if snapshot.regions else None
+        tree = Tree(store.files(snapshot_id), store)
         image = make_disk(tree, snapshot.inventory, request, folder, progress, blocks)
     with catalog() as opened:
         opened.add_image(this.job.id, this.run.id, image, id=request.image_id, kind="disk", name=request.name)

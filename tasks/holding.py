@@ -1,5 +1,7 @@
 """The open session of a pass, whose source is held still from the first name to the last chunk.
 
+Volumes whose files are copied are held for the whole pass; those that are copied by blocks for its last moments.
+
 The snapshot stage opens it and the transfer stage uses it. Where it broke in between, the next try opens another and
 holds the source anew.
 """
@@ -10,7 +12,9 @@ from contextlib import ExitStack, suppress
 
 from prefect.logging import get_run_logger
 
+from rehost.catalog.rules import chosen
 from rehost.errors import SourceError
+from rehost.replication.pass_plan import plan_pass
 from rehost.replication.snapshots import VolumeConsistency
 from rehost.source.hold import Held, Hooks, hold
 from rehost.source.inventory import Inventory
@@ -25,6 +29,7 @@ class Holding:
 
     def __init__(self, this: Pass, inventory: Inventory) -> None:
         self.inventory = inventory
+        self.plan = plan_pass(inventory, chosen(this.job))
         self.consistency: tuple[VolumeConsistency, ...] = ()  # how each volume is held, or was
         self._this = this
         self._stack = ExitStack()
@@ -52,9 +57,7 @@ class Holding:
         hooks = Hooks(job.hooks.pre_snapshot, job.hooks.post_snapshot, job.hooks.timeout_seconds)
         with ExitStack() as stack:
             session = stack.enter_context(source_session(self._this))
-            held = stack.enter_context(
-                hold(session, self.inventory.volumes, method=job.consistency.method, hooks=hooks)
-            )
+            held = stack.enter_context(hold(session, self.plan.volumes, method=job.consistency.method, hooks=hooks))
             self.consistency = held.consistency
             self._open = session, held
             self._stack = stack.pop_all()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from prefect import task
 from prefect.logging import get_run_logger
 
+from rehost.replication.block_pass import FilesBeside
 from rehost.replication.transfer import scan
+from rehost.source.session import Session
 from tasks.holding import Holding
 from tasks.retries import STAGE
 from tasks.run_pass import Pass, catalog
@@ -33,8 +36,11 @@ def snapshot(this: Pass) -> tuple[Path, Holding]:
 
 
 def walk(this: Pass, holding: Holding) -> Path:
-    """Write the files table of the source as it is held; its path."""
+    """Write the files table of the source as it is held; its path. Volumes that are copied by blocks are not walked."""
     progress = this.progress("snapshot")
-    table = scan(holding.session, holding.inventory, this.job.exclude, this.workspace, progress)
+    plan = holding.plan
+    session = cast(Session, FilesBeside(holding.session)) if plan.in_blocks else holding.session
+    inventory = holding.inventory.model_copy(update={"volumes": plan.volumes})
+    table = scan(session, inventory, this.job.exclude, this.workspace, progress)
     progress.finish()
     return table

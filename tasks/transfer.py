@@ -17,6 +17,7 @@ from rehost.replication.snapshots import Snapshot
 from rehost.replication.transfer import TransferReport
 from rehost.replication.transfer import transfer as transfer_content
 from rehost.settings import settings
+from tasks.block_pass import blocks_of_pass
 from tasks.holding import Holding
 from tasks.retries import STAGE
 from tasks.run_pass import Pass, bytes_on_wire, catalog, notes
@@ -51,11 +52,15 @@ def _transfer(this: Pass, table: Path, holding: Holding) -> tuple[str, TransferR
         parent_id=parent,
         created_at=datetime.now(UTC),
         inventory=holding.inventory,
-        volumes=holding.inventory.volumes,
+        volumes=holding.plan.volumes,
         consistency=holding.consistency,
         exclude=this.job.exclude,
     )
     with open_store(settings(), compress_level=replication.compress_level) as store:
+        copied = blocks_of_pass(this, holding, store, parent, progress) if holding.plan.disks else None
+        if copied is not None:
+            more = {"regions": copied.copy.regions, "consistency": (*begun.consistency, *copied.consistency)}
+            begun = begun.model_copy(update=more)
         taken, report = transfer_content(
             holding.session,
             store,
@@ -64,6 +69,7 @@ def _transfer(this: Pass, table: Path, holding: Holding) -> tuple[str, TransferR
             parent_id=parent,
             checksum=replication.checksum,
             progress=progress,
+            blocks=copied.copy.path if copied is not None else None,
         )
         try:
             holding.release()
@@ -72,6 +78,9 @@ def _transfer(this: Pass, table: Path, holding: Holding) -> tuple[str, TransferR
             raise
     holding.close()
     report = replace(report, bytes_on_wire=bytes_on_wire(this))
+    if copied is not None:
+        read, new = report.bytes_scanned + copied.bytes_read, report.bytes_new + copied.bytes_new
+        report = replace(report, bytes_scanned=read, bytes_new=new)
     with catalog() as opened:
         opened.record_snapshot(
             this.run.id,

@@ -8,16 +8,18 @@ from typing import Literal
 
 from rehost.catalog.job import ExecuteAt, JobSpec
 from rehost.catalog.records import Source
-from rehost.catalog.rules import GIB
+from rehost.catalog.rules import GIB, chosen
 from rehost.catalog.states import SourceState
 from rehost.regions.regions import RegionRecord
+from rehost.replication.pass_plan import PassPlan, plan_pass
 from rehost.source.inventory import Inventory, Record
 
 
 class PlannedVolume(Record):
-    """A filesystem whose files are copied."""
+    """A filesystem that is copied."""
 
     mount_point: str
+    mode: Literal["blocks", "files"]
     filesystem: str
     used_bytes: int
 
@@ -26,6 +28,7 @@ class PlannedPartition(Record):
     """A partition on the way; a target size of None is chosen when the image is built, from the source's."""
 
     device: str
+    mode: Literal["blocks", "files"]  # files: those of the volume on it, where there is one
     mount_point: str | None
     filesystem: str | None
     source_bytes: int
@@ -55,7 +58,7 @@ class Plan(Record):
     formats: tuple[str, ...]
     boot_mode: str | None
     container_reference: str | None
-    mode: Literal["files"] = "files"
+    mode: Literal["files", "blocks", "both"]
     volumes: tuple[PlannedVolume, ...]
     disks: tuple[PlannedDisk, ...]
     exclude: tuple[str, ...]
@@ -69,6 +72,8 @@ class Plan(Record):
 def plan(spec: JobSpec, source: Source, region: RegionRecord) -> Plan:
     """The plan of a job that has passed the rules."""
     inventory = source.inventory
+    taken = plan_pass(inventory, chosen(spec))
+    in_blocks = [p for disk in inventory.disks for p in disk.partitions if p.device in taken.partitions]
     image, container = spec.targets.image, spec.targets.container_image
     reference = None
     if container is not None:
@@ -83,13 +88,20 @@ def plan(spec: JobSpec, source: Source, region: RegionRecord) -> Plan:
         formats=image.formats if image else (),
         boot_mode=(image.boot_mode or "both") if image else None,
         container_reference=reference,
+        mode="files" if not taken.disks else "both" if taken.volumes else "blocks",
         volumes=tuple(
-            PlannedVolume(mount_point=v.mount_point, filesystem=v.filesystem, used_bytes=v.used_bytes)
+            PlannedVolume(
+                mount_point=v.mount_point,
+                mode="blocks" if v in taken.in_blocks else "files",
+                filesystem=v.filesystem,
+                used_bytes=v.used_bytes,
+            )
             for v in inventory.volumes
         ),
-        disks=tuple(_disks(spec, inventory)),
+        disks=tuple(_disks(spec, inventory, taken)),
         exclude=spec.exclude,
-        bytes_to_read=sum(volume.used_bytes for volume in inventory.volumes),
+        bytes_to_read=sum(volume.used_bytes for volume in taken.volumes)
+        + sum(p.size_bytes if p.used_bytes is None else p.used_bytes for p in in_blocks),
         static_addresses=tuple(
             f"{interface.name} {address}"
             for interface in inventory.interfaces
@@ -98,11 +110,11 @@ def plan(spec: JobSpec, source: Source, region: RegionRecord) -> Plan:
         ),
         starts_at=spec.execution.start_at if isinstance(spec.execution, ExecuteAt) else None,
         spec=spec,
-        warnings=tuple(_warnings(spec, source)),
+        warnings=tuple(_warnings(spec, source, taken)),
     )
 
 
-def _disks(spec: JobSpec, inventory: Inventory) -> Iterator[PlannedDisk]:
+def _disks(spec: JobSpec, inventory: Inventory, taken: PassPlan) -> Iterator[PlannedDisk]:
     data = {disk.index: disk for disk in spec.disks.data}
     for disk in inventory.disks:
         asked = spec.disks.system if disk.index == 0 else data.get(disk.index)
@@ -110,12 +122,13 @@ def _disks(spec: JobSpec, inventory: Inventory) -> Iterator[PlannedDisk]:
         yield PlannedDisk(
             index=disk.index,
             role="system" if disk.index == 0 else "data",
-            include=disk.index == 0,
+            include=disk.index == 0 or disk.index in taken.disks,
             source_bytes=disk.size_bytes,
             target_bytes=asked.size_gib * GIB if asked and asked.size_gib else None,
             partitions=tuple(
                 PlannedPartition(
                     device=p.device,
+                    mode="blocks" if p.device in taken.partitions else "files",
                     mount_point=p.mount_point,
                     filesystem=p.filesystem,
                     source_bytes=p.size_bytes,
@@ -126,18 +139,26 @@ def _disks(spec: JobSpec, inventory: Inventory) -> Iterator[PlannedDisk]:
         )
 
 
-def _warnings(spec: JobSpec, source: Source) -> Iterator[str]:
+def _warnings(spec: JobSpec, source: Source, taken: PassPlan) -> Iterator[str]:
     inventory = source.inventory
     if source.state is SourceState.IN_USE:
         yield "The source has an unfinished job: this job can be made when that one is finished or deleted."
-    if any(interface.method == "static" for interface in inventory.interfaces):
+    if any(volume.mount_point == "/" for volume in taken.in_blocks):
+        yield "The root is copied block by block: its network settings, consoles and fstab stay as they are."
+    elif any(interface.method == "static" for interface in inventory.interfaces):
         yield "The source has static addresses; the image asks its new network for one, so that both can run."
     if spec.targets.image is not None and inventory.kernel is None:
         yield "No kernel is known on the source; a disk image needs one under /boot."
-    for kind in sorted({layer.kind for layer in inventory.layers}):
+    blocks = {
+        partition.path
+        for disk in inventory.disks
+        for partition in disk.partitions
+        if partition.device in taken.partitions
+    }
+    for kind in sorted({layer.kind for layer in inventory.layers if not blocks.intersection(layer.members)}):
         yield f"The source uses {kind}; the image has the files of those volumes."
     for disk in inventory.disks:
-        if disk.index != 0 and spec.targets.image is not None:
+        if disk.index != 0 and disk.index not in taken.disks and spec.targets.image is not None:
             yield f"Data disk {disk.index} ({disk.path}) is copied to the store, but is in no disk image."
     if inventory.failed_units:
         yield f"Units that fail on the source: {', '.join(inventory.failed_units)}. They may fail in the image too."

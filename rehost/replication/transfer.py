@@ -110,8 +110,11 @@ def transfer(
     parent_id: str | None,
     checksum: bool,
     progress: Progress,
+    blocks: Path | None = None,
 ) -> tuple[Snapshot, TransferReport]:
     """Read what changed since the parent, store what is new, and publish the snapshot with its figures.
+
+    `blocks` is the table of the snapshot's regions, where it has any; their chunks are in the store.
 
     Whatever ends it, chunks that arrived are durable and are not sent again. With `checksum` every file that did not
     change since is read on the source once more and compared. Files of its own are written beside the scan's. Raises
@@ -140,7 +143,7 @@ def transfer(
             "bytes_total": result.bytes_total + sum(region.used_bytes for region in snapshot.regions),
         }
     )
-    store.save_snapshot(finished, files)
+    store.save_snapshot(finished, files, blocks)
     work.unreadable.start_with(json.loads(told.get(_SKIPPED_KEY, b"[]")))
     return finished, _report(work, result, delivery.bytes_new, session.bytes_on_wire())
 

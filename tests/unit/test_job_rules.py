@@ -63,10 +63,29 @@ def server() -> Inventory:
                     partition("0_2", 10, 1, filesystem="xfs", cannot_block_reason="it is xfs"),
                 ),
             ),
-            Disk(index=1, path="/dev/vdb", size_bytes=100 * GIB, partitions=(partition("1_1", 100, 60),)),
+            Disk(
+                index=1,
+                path="/dev/vdb",
+                size_bytes=100 * GIB,
+                partitions=(partition("1_1", 100, 60, filesystem="xfs", can_block=True),),
+            ),
         ),
-        volumes=(Volume(mount_point="/", filesystem="ext4", size_bytes=30 * GIB, used_bytes=24 * GIB),),
+        volumes=(
+            Volume(mount_point="/", filesystem="ext4", size_bytes=30 * GIB, used_bytes=24 * GIB, device="/dev/0_1"),
+        ),
     )
+
+
+def blocks(size_gib: int | None = None, size_bytes: int | None = None) -> dict[str, Any]:
+    """A job for the root in blocks."""
+    partition = {"device": "0_1", "block": True, "size_bytes": size_bytes}
+    return {"disks": {"block_replication": True, "system": {"size_gib": size_gib, "partitions": [partition]}}}
+
+
+def data_blocks(device: str | None = None) -> dict[str, Any]:
+    """A job for a data disk in blocks."""
+    partitions = [{"device": "1_1", "block": True}, *([{"device": device}] if device else [])]
+    return {"disks": {"block_replication": True, "data": [{"index": 1, "partitions": partitions}]}}
 
 
 TARGET = {"namespace": "shop", "repository": "web"}
@@ -87,6 +106,12 @@ ACCEPTED: list[dict[str, Any]] = [
     {"disks": {"system": {"size_gib": 2048}}},
     {"disks": {"system": {"partitions": [{"device": "0_1", "size_bytes": 24 * GIB + 1}]}}},
     {"disks": {"block_replication": True}},
+    blocks(),
+    blocks(size_gib=40),
+    blocks(size_bytes=30 * GIB),
+    data_blocks(),
+    {**data_blocks(), "targets": {"container_image": TARGET}},
+    {**blocks(), "incremental": {"interval_hours": 1}, "disks": {**blocks()["disks"], "change_tracking": True}},
     {"disks": {"data": [{"index": 1, "include": False, "size_gib": 61}]}},
     {"disks": {"data": [{"index": 1, "include": False}]}},
     {"exclude": ["/var/cache", "*.tmp"]},
@@ -172,12 +197,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "/disks/system/partitions/0/block",
         PLAIN,
     ),
-    (
-        {"disks": {"block_replication": True, "system": {"partitions": [{"device": "0_1", "block": True}]}}},
-        "/disks/system/partitions/0/block",
-        PLAIN,
-    ),
-    ({"disks": {"change_tracking": True}}, "/disks/change_tracking", PLAIN),
+    ({"disks": {"change_tracking": True}, "incremental": {"interval_hours": 1}}, "/disks/change_tracking", PLAIN),
+    ({"disks": {"change_tracking": True, "block_replication": True}}, "/disks/change_tracking", PLAIN),
+    (blocks(size_bytes=29 * GIB), "/disks/system/partitions/0/size_bytes", PLAIN),
+    (blocks(size_gib=39), "/disks/system/size_gib", "DiskSize.TooSmall"),
+    ({**blocks(), "targets": {"container_image": TARGET}}, "/targets/container_image", PLAIN),
+    (data_blocks(device="1_9"), "/disks/data/0/partitions/1/device", PLAIN),
     ({"disks": {"data": [{"index": 0}]}}, "/disks/data/0/index", "DataDiskIndex.Invalid"),
     ({"disks": {"data": [{"index": 17}]}}, "/disks/data/0/index", "DataDiskIndex.Invalid"),
     ({"disks": {"data": [{"index": 2}]}}, "/disks/data/0/index", "DataDiskIndex.Invalid"),
@@ -372,3 +397,33 @@ def test_the_plan_tells_what_can_be_said_without_copying() -> None:
     assert [(d.index, d.role, d.target_bytes) for d in planned.disks] == [(0, "system", 30 * GIB), (1, "data", None)]
     assert any("unfinished job" in warning for warning in planned.warnings)
     assert any("Data disk 1" in warning for warning in planned.warnings)
+
+
+def test_a_plan_says_what_travels_in_blocks() -> None:
+    from rehost.catalog.records import Source
+    from rehost.catalog.states import SourceState
+    from rehost.source.connect import PathConnection
+
+    source = Source(
+        id="s-1",
+        name="web1",
+        description=None,
+        connection=PathConnection(root="/srv"),
+        tags={},
+        state=SourceState.AVAILABLE,
+        status_info=None,
+        inventory=server(),
+        created_at=NOW,
+        discovered_at=NOW,
+    )
+    destination = region(Settings(regions={}), "local")
+    in_blocks = plan(JobSpec.model_validate(body(**blocks())), source, destination)
+    assert in_blocks.mode == "blocks"
+    # A partition that is not mounted comes along, and is counted whole where nobody knows what of it is in use.
+    assert in_blocks.bytes_to_read == 25 * GIB
+    assert [p.mode for disk in in_blocks.disks for p in disk.partitions] == ["blocks", "blocks", "files"]
+    assert [volume.mode for volume in in_blocks.volumes] == ["blocks"]
+    both = plan(JobSpec.model_validate(body(**data_blocks())), source, destination)
+    assert both.mode == "both" and both.bytes_to_read == (24 + 60) * GIB
+    assert [disk.include for disk in both.disks] == [True, True]
+    assert not any("Data disk 1" in warning for warning in both.warnings)

@@ -1,0 +1,130 @@
+"""A whole pass over a server's disk, blocks and files beside each other: into the store, and back to a disk."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from image_builders.disk.build import build_disk
+from image_builders.disk.regions import Blocks
+from image_builders.disk.request import DiskRequest
+from rehost.ids import new_id
+from rehost.progress import silent
+from rehost.replication.block_pass import CopiedBlocks, FilesBeside, copy_blocks
+from rehost.replication.pass_plan import plan_pass
+from rehost.replication.snapshots import Snapshot
+from rehost.replication.store import Store
+from rehost.replication.transfer import scan, transfer
+from rehost.replication.tree import Put, Tree
+from rehost.run import find
+from rehost.source.connect import DiskConnection
+from rehost.source.disk_session import DiskSession
+from rehost.source.session import Session
+from tests.support.block_snapshots import digest_of
+from tests.support.ext4_judge import differences, read_filesystem
+from tests.support.small_server import MIB, server, server_tree
+
+pytestmark = pytest.mark.skipif(
+    any(find(p) is None for p in ("qemu-img", "grub-mkimage", "mformat", "e2fsck"))
+    or not Path("/usr/lib/grub/i386-pc/moddep.lst").is_file()
+    or not Path("/usr/lib/grub/x86_64-efi/moddep.lst").is_file(),
+    reason="qemu-img, mtools, e2fsprogs, grub-pc-bin or grub-efi-amd64-bin is not installed",
+)
+REQUEST = DiskRequest("m-1", "web", formats=("raw",))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server's disk as our builder makes one, with an empty partition table entry for nothing."""
+    tree = server_tree().apply([Put(b"etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")])
+    built = build_disk(tree, server(), replace(REQUEST, size_bytes=400 * MIB), tmp_path_factory.mktemp("source"))
+    return Path(built.disks[0].location)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+
+
+def taken(
+    source: Path, store: Store, folder: Path, chosen: Collection[str], parent: str | None = None
+) -> tuple[Snapshot, CopiedBlocks]:
+    """One pass, as the stages of a run do it."""
+    folder.mkdir()
+    with DiskSession(DiskConnection(kind="disk", disks=(str(source),))) as session:
+        inventory = session.inventory().model_copy(update={"architecture": "x86_64"})
+        plan = plan_pass(inventory, chosen)
+        session_of_files = cast(Session, FilesBeside(session))
+        table = scan(session_of_files, inventory.model_copy(update={"volumes": plan.volumes}), (), folder, silent)
+        copied = copy_blocks(session, store, inventory, plan, folder, parent_id=parent, progress=silent)
+        begun = Snapshot(
+            id=new_id("n"),
+            source_id="s-1",
+            created_at=datetime.now(UTC),
+            inventory=inventory,
+            volumes=plan.volumes,
+            regions=copied.copy.regions,
+            consistency=copied.consistency,
+        )
+        finished, _ = transfer(
+            session,
+            store,
+            table,
+            snapshot=begun,
+            parent_id=parent,
+            checksum=False,
+            progress=silent,
+            blocks=copied.copy.path,
+        )
+    return finished, copied
+
+
+def built(store: Store, snapshot: Snapshot, folder: Path) -> Path:
+    blocks = Blocks(snapshot.regions, store.table_path(snapshot.id, "blocks"))
+    tree = Tree(store.files(snapshot.id), store)
+    image = build_disk(tree, snapshot.inventory, REQUEST, folder, blocks=blocks)
+    assert image.boot_modes == ("bios", "uefi")
+    return Path(image.disks[0].location)
+
+
+def test_a_disk_goes_in_blocks_into_the_store_and_comes_back_and_a_second_pass_finds_nothing_new(
+    source: Path, store: Store, tmp_path: Path
+) -> None:
+    snapshot, copied = taken(source, store, tmp_path / "pass", {"0_3", "0_4"})
+    assert snapshot.volumes == () and snapshot.files_total == 1
+    assert copied.bytes_new > MIB and {c.method for c in copied.consistency} == {"offline"}
+    assert {region.device for region in snapshot.regions} == {None, "0_1", "0_2", "0_3", "0_4"}
+    assert store.snapshot(snapshot.id).bytes_total == sum(region.used_bytes for region in snapshot.regions)
+    # What a filesystem does not use is zeros on this disk, so that the copy is the disk itself.
+    assert digest_of(built(store, snapshot, tmp_path / "image")) == digest_of(source)
+    again, more = taken(source, store, tmp_path / "again", {"0_3", "0_4"}, snapshot.id)
+    assert more.bytes_new == 0 and more.copy.report.bytes_changed == 0
+    assert again.parent_id == snapshot.id and again.regions == snapshot.regions
+
+
+@pytest.mark.parametrize("chosen", ["0_3", "0_4"])
+def test_one_volume_goes_by_files_and_the_rest_of_its_disk_in_blocks(
+    source: Path, store: Store, tmp_path: Path, chosen: str
+) -> None:
+    """Once with /boot in blocks and the root as files, once the other way round."""
+    snapshot, _ = taken(source, store, tmp_path / "pass", {chosen})
+    (volume,) = snapshot.volumes
+    assert volume.mount_point == ("/" if chosen == "0_3" else "/boot")
+    held = {region.device for region in snapshot.regions}
+    assert chosen in held and held == {None, "0_1", "0_2", chosen}
+    raw = built(store, snapshot, tmp_path / "image")
+    for partition in snapshot.inventory.disks[0].partitions[2:]:
+        check = ["e2fsck", "-fn", f"{raw}?offset={partition.start}"]
+        assert subprocess.run(check, capture_output=True, check=False).returncode == 0
+        found = read_filesystem(raw, partition.start, partition.size_bytes)
+        wanted = read_filesystem(source, partition.start, partition.size_bytes)
+        assert found.keys() >= wanted.keys()
+        if partition.device == chosen or volume.mount_point != "/":
+            assert not differences(wanted, found)
