@@ -12,18 +12,27 @@ from rehost.agent import inventory_disks
 from rehost.agent.guardian import LIVE, Guardian
 from rehost.agent.protocol import HELD, RELEASED
 
+HOOKS = ("pre_snapshot", "post_snapshot")
+
 _guardian: Optional[Guardian] = None
+_holds = False
 
 
 def hold(context: Any, body: bytes) -> None:
     """Answer HOLD {volumes: [[path, files, blocks], …], method, hooks} with HELD."""
+    global _holds
     request = json.loads(body.decode("ascii"))
     paths = [path.encode("latin-1") for path, _, _ in request["volumes"]]
     if context.root != b"/":
         reason = "the source is a tree of files and no running server"
         live = {"method": LIVE, "detail": reason, "device": None}
-        _tell(context, HELD, {"volumes": [live for _ in paths], "hooks": [], "told": []})
+        asked = any(request["hooks"].get(name) for name in HOOKS)
+        told = ["the hooks were not run: %s" % reason] if asked else []
+        _tell(context, HELD, {"volumes": [live for _ in paths], "hooks": [], "told": told})
         return
+    if _holds:
+        raise ValueError("a hold inside a hold")
+    _holds = True
     mounts = {os.fsencode(mount["mount_point"]): mount for mount in inventory_disks.mounts(b"/")}
     volumes = []
     for path, (_, files, blocks) in zip(paths, request["volumes"]):
@@ -38,19 +47,20 @@ def hold(context: Any, body: bytes) -> None:
         volumes.append(volume)
     order = {"do": "hold", "volumes": volumes, "method": request["method"], "hooks": request["hooks"]}
     answer = guardian().ask(order)
-    told: List[Dict[str, Any]] = []
+    held_volumes: List[Dict[str, Any]] = []
     somewhere = any(held["root"] is not None for held in answer["volumes"])
     for path, held in zip(paths, answer["volumes"]):
         if somewhere:
             # A volume that stays live is told of too: in a snapshot of the one above there is nothing in its place.
             _read_below(context.walker, path, os.fsencode(held["root"] or b"/" + path))
-        told.append({name: held[name] for name in ("method", "detail", "device")})
-    _tell(context, HELD, dict(answer, volumes=told))
+        held_volumes.append({name: held[name] for name in ("method", "detail", "device")})
+    _tell(context, HELD, dict(answer, volumes=held_volumes))
 
 
 def release(context: Any, body: bytes) -> None:
     """Answer RELEASE with RELEASED {hooks, broken, left}."""
-    global _guardian
+    global _guardian, _holds
+    _holds = False
     answer: Dict[str, Any] = {"hooks": [], "broken": [], "left": []}
     if _guardian is not None:
         context.walker.forget()
@@ -70,7 +80,7 @@ def guardian() -> Guardian:
 
 def run_hook(name: str, hooks: Dict[str, Any]) -> List[Dict[str, Any]]:
     """Run `pre_snapshot` of these hooks, or the `post_snapshot` that is still due; what was run."""
-    if _guardian is None and not any(hooks.get(hook) for hook in ("pre_snapshot", "post_snapshot")):
+    if _guardian is None and not any(hooks.get(hook) for hook in HOOKS):
         return []
     return list(guardian().ask({"do": "hook", "name": name, "hooks": hooks})["hooks"])
 

@@ -108,6 +108,8 @@ def hold(
     """
     if not isinstance(session, AgentSession):
         detail = "the source is not running"
+        if hooks is not None and (hooks.pre_snapshot or hooks.post_snapshot):
+            log.warning("%s: the hooks were not run: %s", session.host, detail)
         at_rest = [VolumeConsistency(mount_point=v.mount_point, method="offline", detail=detail) for v in volumes]
         yield Held(tuple(HeldVolume(volume, None) for volume in at_rest))
         return

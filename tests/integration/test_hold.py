@@ -235,6 +235,17 @@ def test_a_failing_hook_ends_the_pass_before_a_snapshot(
     assert not _left(btrfs)
 
 
+def test_a_tree_is_copied_live_and_its_hooks_do_not_run(tmp_path: Path) -> None:
+    hooks = Hooks(f"touch {tmp_path}/pre", f"touch {tmp_path}/post")
+    with (
+        open_agent(PathConnection(root=str(tmp_path))) as session,
+        hold(session, [_volume(Path("/"))], hooks=hooks) as h,
+    ):
+        assert [volume.method for volume in h.consistency] == ["live"]
+        assert len(h.told) == 1 and h.hooks == []
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- freeze -------------------------------------------------------------------------------------------------------
 
 

@@ -111,8 +111,11 @@ def lvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lvm:
     return Lvm(folder)
 
 
-def _order(volume: dict[str, Any] = VOLUME, method: str = "auto") -> dict[str, Any]:
-    return {"do": "hold", "volumes": [volume], "method": method, "hooks": {}}
+BOOT = {**VOLUME, "point": "/boot", "number": "8:1", "files": True, "blocks": False}
+
+
+def _order(*volumes: dict[str, Any], method: str = "auto", hooks: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"do": "hold", "volumes": volumes or (VOLUME,), "method": method, "hooks": hooks or {}}
 
 
 def _until(fact: Callable[[], bool], what: str) -> None:
@@ -223,6 +226,25 @@ def test_a_volume_that_can_have_no_snapshot_stays_live_and_says_why(
     held = _held({**VOLUME, **changes})
     assert held["method"] == "live" and reason in held["detail"]
     assert lvm.names() == ["root"]
+
+
+@pytest.mark.parametrize(
+    ("volumes", "at_once", "at_the_end"),
+    [
+        ([VOLUME], ["pre_snapshot", "post_snapshot"], []),
+        ([VOLUME, BOOT], ["pre_snapshot", "post_snapshot"], []),
+        ([VOLUME, {**BOOT, "point": "/srv"}], ["pre_snapshot"], ["post_snapshot"]),
+        ([{**VOLUME, "number": "8:1"}], [], []),  # its blocks: the hooks are run around the freeze
+    ],
+)
+def test_the_second_hook_runs_as_soon_as_it_can(
+    lvm: Lvm, volumes: list[dict[str, Any]], at_once: list[str], at_the_end: list[str]
+) -> None:
+    guardian = Guardian()
+    answer = guardian.ask(_order(*volumes, hooks={"pre_snapshot": "true", "post_snapshot": "true"}))
+    assert [hook["name"] for hook in answer["hooks"]] == at_once
+    assert [hook["name"] for hook in guardian.ask({"do": "release"})["hooks"]] == at_the_end
+    guardian.let_go()
 
 
 def test_a_thin_volume_gets_a_thin_snapshot(lvm: Lvm) -> None:
