@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -108,12 +108,14 @@ def open_session(
     compress_level: int = 0,
     bandwidth_limit_kbps: int = 0,
     wheels: Path | None = None,
+    channels: int = 1,
 ) -> Iterator[Session]:
     """Connect, and close whatever way the block is left; nothing stays on the source.
 
     `compress_level` is 0 (none) to 9, for what travels; `bandwidth_limit_kbps` is in KB/s, 0 for none. `wheels`
-    is the folder of libraries that are kept for the source's Python; without it none are handed over. Raises the
-    SourceError that tells what is wrong.
+    is the folder of libraries that are kept for the source's Python; without it none are handed over. `channels`
+    is the number of connections over which files are read: more than one gains where the link carries more than one
+    core of either end can encrypt, and there are cores to spare. Raises the SourceError that tells what is wrong.
     """
     if isinstance(connection, DiskConnection):
         from rehost.source.disk_session import DiskSession
@@ -122,9 +124,19 @@ def open_session(
             session.set_bandwidth_limit(bandwidth_limit_kbps)
             yield session
         return
-    from rehost.source.agent_session import open_agent
+    from rehost.source.agent_session import AgentSession, open_agent
 
-    with open_agent(
-        connection, compress_level=compress_level, bandwidth_limit_kbps=bandwidth_limit_kbps, wheels=wheels
-    ) as session:
-        yield session
+    def opened(kbps: int) -> AbstractContextManager[AgentSession]:
+        return open_agent(connection, compress_level=compress_level, bandwidth_limit_kbps=kbps, wheels=wheels)
+
+    if channels == 1:
+        with opened(bandwidth_limit_kbps) as agent:
+            yield agent
+        return
+    from rehost.source.spread import SpreadSession
+
+    with ExitStack() as stack:
+        first, *others = [stack.enter_context(opened(bandwidth_limit_kbps)) for _ in range(channels)]
+        spread = SpreadSession(first, others)
+        spread.set_bandwidth_limit(bandwidth_limit_kbps)
+        yield spread

@@ -151,6 +151,28 @@ def test_a_bundle_of_other_content_is_told_of_the_source(tmp_path: Path) -> None
         assert list(store.has([hashlib.sha256(b"y" * 1000).digest()])) == [False]
 
 
+def test_an_end_before_its_content_names_no_file() -> None:
+    early = TRUTH.replace("frame(DATA, bundle([RAW]))\n", "")
+    with lying_agent(early) as session, pytest.raises(SourceProtocol):
+        next(session.read([FileRequest(7, b"a", 1000)], lambda names: [True] * len(names), lambda bundle: None))
+
+
+def test_an_end_of_more_files_than_a_batch_has_is_seen() -> None:
+    lie = READ + (
+        "frame(ASK, head(0)); hear_until(71)\n"
+        "frame(DONE, done(0, [(n, 0, 5, 6, 0, 0, 0) for n in range(4097)])); frame(RESULT, pack(b'{}'))\n"
+    )
+    for lied, count in ((lie.replace("4097", "4096"), 4096), (lie, 4097)):
+        requests = [FileRequest(number, b"%d" % number, 0) for number in range(count)]
+        with lying_agent(lied) as session:
+            reading = session.read(requests, lambda names: [], lambda bundle: None)
+            if count == 4096:
+                assert sum(1 for _ in reading) == count
+            else:
+                with pytest.raises(SourceProtocol):
+                    next(reading)
+
+
 def test_what_broke_says_so() -> None:
     with pytest.raises(SourceUnreachable, match="the last words"):
         _read(ASKED + "sys.exit('the last words')")
