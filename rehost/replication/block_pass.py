@@ -25,6 +25,8 @@ from rehost.source.inventory import Inventory, Volume
 from rehost.source.layers import devices_under
 from rehost.source.session import Session
 
+# What implements freeze_fs or freeze_super in Linux 6.1; FIFREEZE answers EOPNOTSUPP to the others, vfat among them.
+_FREEZABLE = ("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "reiserfs", "nilfs2", "gfs2")
 _OFFLINE = "the source is not running"
 
 
@@ -100,16 +102,31 @@ def copy_blocks(
         ]
         return CopiedBlocks(copy, (copy.report,), tuple(at_rest))
 
+    points = freezable(plan.in_blocks)
+
     @contextlib.contextmanager
     def still() -> Iterator[Frozen]:
         # A freeze that ended early is told when it is let go: then nothing of the last pass is used.
-        with freeze(session, [v.mount_point for v in plan.in_blocks]):
+        with freeze(session, points) if points else contextlib.nullcontext():
             yield _Holds()
 
     done = converge(blocks, store, chosen, directory, parent=parent, freeze=still, written=written, progress=progress)
-    detail = f"frozen for the last of {len(done.passes)} passes"
-    frozen = [VolumeConsistency(mount_point=v.mount_point, method="freeze", detail=detail) for v in plan.in_blocks]
-    return CopiedBlocks(done.copy, done.passes, tuple(frozen))
+    told = tuple(_consistency(volume, len(done.passes)) for volume in plan.in_blocks)
+    return CopiedBlocks(done.copy, done.passes, told)
+
+
+def freezable(volumes: Sequence[Volume]) -> list[str]:
+    """Mount points to freeze: one of each filesystem that Linux can freeze. A second freeze of one is refused there."""
+    by_device = {v.device or v.mount_point: v.mount_point for v in reversed(volumes) if v.filesystem in _FREEZABLE}
+    return sorted(by_device.values())
+
+
+def _consistency(volume: Volume, passes: int) -> VolumeConsistency:
+    if volume.filesystem in _FREEZABLE:
+        detail = f"frozen for the last of {passes} passes"
+        return VolumeConsistency(mount_point=volume.mount_point, method="freeze", detail=detail)
+    detail = f"{volume.filesystem} cannot be frozen"
+    return VolumeConsistency(mount_point=volume.mount_point, method="live", detail=detail)
 
 
 class _Holds:

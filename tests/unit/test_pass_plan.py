@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from rehost.replication.block_pass import freezable
 from rehost.replication.manifest import SCAN_SCHEMA
 from rehost.replication.pass_plan import conflicts, plan_pass, with_places
 from rehost.source.inventory import Disk, Inventory, Layer, Partition, Volume
@@ -109,3 +110,8 @@ def test_a_scan_with_its_root_stays_as_it_is_and_one_of_nothing_has_the_root_alo
     (only,) = with_places([], [])
     assert only["path"].to_pylist() == [b""] and only["mode"].to_pylist() == [0o040755]
     assert only.schema.equals(SCAN_SCHEMA)
+
+
+def test_every_filesystem_is_frozen_once_and_none_that_cannot_be() -> None:
+    subvolumes = (volume("/x", "/dev/1_2", "btrfs"), volume("/x/y", "/dev/1_2", "btrfs"))
+    assert freezable((*SERVER.volumes, *subvolumes)) == ["/", "/data", "/home", "/srv", "/var", "/x"]
