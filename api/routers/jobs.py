@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query
 from starlette.responses import JSONResponse, Response
 
-from api import launch
+from api import launch, look
 from api.dependencies import TheCatalog, TheOrchestration, ThePlace, TheSettings
 from api.models import ImageAnswer, image_answer
 from api.once import TheOnce
@@ -49,6 +49,9 @@ def create_job(
     dry_run: Annotated[
         bool, Query(description="check everything and answer the plan; store and start nothing")
     ] = False,
+    scan: Annotated[
+        bool, Query(description="with `dry_run`: walk the source too, for five minutes at most, and tell what is there")
+    ] = False,
 ) -> Response:
     """Make a job, and start it as its `execution` says."""
 
@@ -63,9 +66,13 @@ def create_job(
         job = launch.create_job(catalog, orchestration, spec)
         return job, f"/v1/jobs/{job.id}"
 
+    if scan and not dry_run:
+        raise_faults([Fault("?scan", "goes with `dry_run`")])
     if dry_run:
         planned = check()
         catalog.conflicts(spec)
+        if scan:
+            planned = look.with_survey(planned, catalog, settings)
         return JSONResponse(planned.model_dump(mode="json"))
     return once.answer(spec, make)
 

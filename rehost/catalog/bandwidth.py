@@ -7,6 +7,7 @@ midnight. Everything here is pure: the moment is an argument.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ DAYS: tuple[Day, ...] = get_args(Day)
 _DAY = 24 * 60
 _WEEK = 7 * _DAY
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|(24):(00)")
+_LONGEST = timedelta(days=366)
 _LOOKED_AHEAD = timedelta(days=8)  # a week, and a day in which the clocks were changed
 
 Kbps = Annotated[int, Field(strict=True, ge=0, le=100_000_000, description="KB/s of 1,000 bytes; 0: no limit")]
@@ -138,6 +140,23 @@ def next_change(bandwidth: Bandwidth, moment: datetime) -> datetime | None:
         if moment < edge <= moment + _LOOKED_AHEAD and limit_at(bandwidth, edge) != now:
             return edge
     return None
+
+
+def seconds_for(size: int, bytes_per_second: int, bandwidth: Bandwidth, moment: datetime) -> int | None:
+    """How long so many bytes take from that moment on, at that rate or the limit of the hour; None: over a year."""
+    left, at, end = float(size), moment, moment + _LONGEST
+    while left > 0:
+        limit = limit_at(bandwidth, at) * 1000
+        rate = min(limit, bytes_per_second) if limit else bytes_per_second
+        change = next_change(bandwidth, at)
+        until = end if change is None else min(change, end)
+        if left <= (until - at).total_seconds() * rate:
+            return math.ceil((at - moment).total_seconds() + left / rate)
+        if until == end:
+            return None
+        left -= (until - at).total_seconds() * rate
+        at = until
+    return 0
 
 
 def _minute(clock: str) -> int:

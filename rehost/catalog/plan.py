@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Literal
 
+from rehost.catalog.bandwidth import limit_at, seconds_for
+from rehost.catalog.database import now
 from rehost.catalog.job import ExecuteAt, JobSpec
+from rehost.catalog.plan_warnings import warnings
 from rehost.catalog.records import Source
 from rehost.catalog.rules import GIB, chosen
-from rehost.catalog.states import SourceState
 from rehost.regions.regions import RegionRecord
 from rehost.replication.pass_plan import PassPlan, plan_pass
+from rehost.replication.survey import ASSUMED_BYTES_PER_SECOND, Survey, warnings_of
 from rehost.source.inventory import Inventory, Record
 
 
@@ -46,6 +49,15 @@ class PlannedDisk(Record):
     partitions: tuple[PlannedPartition, ...]
 
 
+class Estimate(Record):
+    """How long the copy takes at most: what is read, at that rate or the limits of the hours, whichever is less."""
+
+    seconds: int | None  # None: more than a year
+    bytes_per_second: int  # of content, without a limit
+    rate: Literal["measured", "assumed"]
+    limit_kbps: int  # that counts when it begins; 0: none
+
+
 class Plan(Record):
     """The answer to a dry run: nothing was stored, nothing was started."""
 
@@ -62,18 +74,23 @@ class Plan(Record):
     volumes: tuple[PlannedVolume, ...]
     disks: tuple[PlannedDisk, ...]
     exclude: tuple[str, ...]
-    bytes_to_read: int  # at most, in the first run
+    bytes_to_read: int  # at most, in the first run; with a survey in the next one
+    bytes_in_blocks: int  # of these, what is copied block by block
     static_addresses: tuple[str, ...]
     starts_at: datetime | None  # of a timed start
     spec: JobSpec  # with every default in it
+    estimate: Estimate
+    survey: Survey | None = None  # what a walk over the source found, where one was asked for
     warnings: tuple[str, ...]
 
 
 def plan(spec: JobSpec, source: Source, region: RegionRecord) -> Plan:
-    """The plan of a job that has passed the rules."""
+    """The plan of a job that has passed the rules, by the inventory alone."""
     inventory = source.inventory
     taken = plan_pass(inventory, chosen(spec))
     in_blocks = [p for disk in inventory.disks for p in disk.partitions if p.device in taken.partitions]
+    bytes_in_blocks = sum(p.size_bytes if p.used_bytes is None else p.used_bytes for p in in_blocks)
+    size = sum(volume.used_bytes for volume in taken.volumes) + bytes_in_blocks
     image, container = spec.targets.image, spec.targets.container_image
     reference = None
     if container is not None:
@@ -100,8 +117,8 @@ def plan(spec: JobSpec, source: Source, region: RegionRecord) -> Plan:
         ),
         disks=tuple(_disks(spec, inventory, taken)),
         exclude=spec.exclude,
-        bytes_to_read=sum(volume.used_bytes for volume in taken.volumes)
-        + sum(p.size_bytes if p.used_bytes is None else p.used_bytes for p in in_blocks),
+        bytes_to_read=size,
+        bytes_in_blocks=bytes_in_blocks,
         static_addresses=tuple(
             f"{interface.name} {address}"
             for interface in inventory.interfaces
@@ -110,7 +127,32 @@ def plan(spec: JobSpec, source: Source, region: RegionRecord) -> Plan:
         ),
         starts_at=spec.execution.start_at if isinstance(spec.execution, ExecuteAt) else None,
         spec=spec,
-        warnings=tuple(_warnings(spec, source, taken)),
+        estimate=_estimate(spec, size, ASSUMED_BYTES_PER_SECOND, "assumed"),
+        warnings=tuple(warnings(spec, source, taken)),
+    )
+
+
+def surveyed(before: Plan, found: Survey) -> Plan:
+    """The plan with what a walk over the source found; it says nothing of what is copied block by block."""
+    of_files = {volume.mount_point: volume.bytes_to_read for volume in found.volumes}
+    size = sum(of_files.get(v.mount_point, 0) for v in before.volumes if v.mode == "files") + before.bytes_in_blocks
+    return before.model_copy(
+        update={
+            "survey": found,
+            "bytes_to_read": size,
+            "estimate": _estimate(before.spec, size, found.bytes_per_second, found.rate),
+            "warnings": (*before.warnings, *warnings_of(found)),
+        }
+    )
+
+
+def _estimate(spec: JobSpec, size: int, bytes_per_second: int, rate: Literal["measured", "assumed"]) -> Estimate:
+    begin = spec.execution.start_at if isinstance(spec.execution, ExecuteAt) else now()
+    return Estimate(
+        seconds=seconds_for(size, bytes_per_second, spec.replication, begin),
+        bytes_per_second=bytes_per_second,
+        rate=rate,
+        limit_kbps=limit_at(spec.replication, begin),
     )
 
 
@@ -137,28 +179,3 @@ def _disks(spec: JobSpec, inventory: Inventory, taken: PassPlan) -> Iterator[Pla
                 for p in disk.partitions
             ),
         )
-
-
-def _warnings(spec: JobSpec, source: Source, taken: PassPlan) -> Iterator[str]:
-    inventory = source.inventory
-    if source.state is SourceState.IN_USE:
-        yield "The source has an unfinished job: this job can be made when that one is finished or deleted."
-    if any(volume.mount_point == "/" for volume in taken.in_blocks):
-        yield "The root is copied block by block: its network settings, consoles and fstab stay as they are."
-    elif any(interface.method == "static" for interface in inventory.interfaces):
-        yield "The source has static addresses; the image asks its new network for one, so that both can run."
-    if spec.targets.image is not None and inventory.kernel is None:
-        yield "No kernel is known on the source; a disk image needs one under /boot."
-    blocks = {
-        partition.path
-        for disk in inventory.disks
-        for partition in disk.partitions
-        if partition.device in taken.partitions
-    }
-    for kind in sorted({layer.kind for layer in inventory.layers if not blocks.intersection(layer.members)}):
-        yield f"The source uses {kind}; the image has the files of those volumes."
-    for disk in inventory.disks:
-        if disk.index != 0 and disk.index not in taken.disks and spec.targets.image is not None:
-            yield f"Data disk {disk.index} ({disk.path}) is copied to the store, but is in no disk image."
-    if inventory.failed_units:
-        yield f"Units that fail on the source: {', '.join(inventory.failed_units)}. They may fail in the image too."

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from rehost.cli.bandwidth import add_bandwidth, bandwidth_of
 from rehost.cli.client import Client, Json
-from rehost.cli.output import print_facts, print_json, print_more, print_table, size, value_at
+from rehost.cli.output import print_facts, print_json, print_more, print_table, value_at
 from rehost.cli.parsing import Groups, UsageError, add_common, add_id, add_key, add_place, tags_of
+from rehost.cli.plan import print_plan
 from rehost.cli.watch import watch
 
 
@@ -23,6 +24,8 @@ def add_commands(groups: Groups) -> None:
     ):
         parser = verbs.add_parser(verb, help=text)
         _add_spec(parser)
+        if command is _plan:
+            parser.add_argument("--scan", action="store_true", help="walk the source too, five minutes at most")
         if command is _create:
             parser.add_argument("--watch", action="store_true", help="follow it to its end")
             add_key(parser)
@@ -185,24 +188,12 @@ def _read(name: str) -> str:
 
 
 def _plan(client: Client, arguments: argparse.Namespace) -> int:
-    plan = client.post("/v1/jobs", spec_of(arguments), dry_run="true")
+    scan = "true" if arguments.scan else None
+    plan = client.post("/v1/jobs", spec_of(arguments), dry_run="true", scan=scan)
     if arguments.json:
         print_json(plan)
-        return 0
-    firmware = {"both": "BIOS and UEFI", "bios": "BIOS", "uefi": "UEFI"}.get(plan["boot_mode"])
-    print_facts(
-        [
-            ("source", f"{plan['source_id']} ({plan['hostname']}, {plan['os']})"),
-            ("region", plan["region_id"]),
-            ("disk image", f"{', '.join(plan['formats'])}, boots by {firmware}" if plan["formats"] else None),
-            ("container", plan["container_reference"]),
-            ("to read", size(plan["bytes_to_read"])),
-            *((v["mount_point"], f"{v['filesystem']}, {size(v['used_bytes'])}") for v in plan["volumes"]),
-            ("left out", plan["exclude"] or None),
-            ("starts at", plan["starts_at"]),
-            *(("warning", warning) for warning in plan["warnings"]),
-        ]
-    )
+    else:
+        print_plan(plan)
     return 0
 
 

@@ -234,6 +234,25 @@ def test_a_dry_run_answers_the_plan_and_makes_nothing(client: TestClient, source
     refused(taken, 409, "JobName.Duplicate")
 
 
+def test_a_dry_run_walks_the_source_where_it_is_asked_to(client: TestClient, source_id: str, tree: Path) -> None:
+    (tree / "var").mkdir()
+    (tree / "var/data").write_bytes(b"x" * 5000)
+    assert client.post(f"/v1/sources/{source_id}/discover").status_code == 200
+    body = job_body(source_id, exclude=["/etc/hostname"])
+    assert client.post("/v1/jobs?dry_run=true", json=body).json()["survey"] is None
+    answer = client.post("/v1/jobs?dry_run=true&scan=true", json=body)
+    assert answer.status_code == 200, answer.text
+    plan = answer.json()
+    assert plan["survey"]["complete"] is True
+    (volume,) = plan["survey"]["volumes"]
+    assert plan["bytes_to_read"] == volume["bytes_to_read"] == plan["survey"]["bytes_to_read"] >= 5000
+    assert plan["survey"]["left_out"][0]["bytes"] == len("web1\n")
+    assert plan["estimate"]["seconds"] >= 0
+    assert client.get("/v1/jobs").json()["total"] == 0
+    told = refused(client.post("/v1/jobs?scan=true", json=body), 422, "InvalidParameter")
+    assert told["errors"][0]["pointer"] == "?scan"
+
+
 def test_a_job_that_only_is_created_waits_for_its_start(client: TestClient, source_id: str, orders: Orders) -> None:
     job = created(client, source_id, execution={"mode": "create_only"})
     assert (job["status"], job["started_at"], orders.asked) == ("Ready", None, [])
