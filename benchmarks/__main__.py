@@ -10,14 +10,17 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from benchmarks.directories import one_directory
+from benchmarks.files import debian_tree, million_files
 from benchmarks.measure import Row
 from benchmarks.restore import store_to_disk
 from demo.server import server_tree
 from rehost.run import find
+
+_PEERS = ("restic", "rsync", "mke2fs", "tar", "partclone.ext4", "mmdebstrap", "sshd")
 
 
 def main() -> int:
@@ -31,29 +34,29 @@ def main() -> int:
     parser.add_argument(
         "--scratch", type=Path, help="folder on the disk to be measured (default: the temporary folder)"
     )
-    parser.add_argument("--only", choices=["disk", "directories"], help="run one of them")
-    options = parser.parse_args()
-    cases: dict[str, Callable[[Path], Row]] = {
-        "disk": lambda scratch: store_to_disk(options.tree or server_tree().tar, scratch),
-        "directories": one_directory,
+    cases: dict[str, Callable[[Path], Iterable[Row]]] = {
+        "disk": lambda scratch: [store_to_disk(options.tree or server_tree().tar, scratch)],
+        "directories": lambda scratch: [one_directory(scratch)],
+        "files": lambda scratch: debian_tree(options.tree or server_tree().tar, scratch),
+        "million": million_files,
     }
-    if options.only in (None, "disk"):
-        missing = [program for program in ("restic", "mke2fs", "tar") if find(program) is None]
-        if missing or os.geteuid() != 0:
-            print(
-                f"the disk needs root and: restic mke2fs tar (missing: {' '.join(missing) or 'none'})", file=sys.stderr
-            )
-            return 2
-    rows = []
+    parser.add_argument("--only", choices=cases, action="append", help="run this one; may be given again")
+    options = parser.parse_args()
+    missing = [program for program in _PEERS if find(program) is None]
+    if missing or os.geteuid() != 0:
+        print(f"this needs root and: {' '.join(_PEERS)} (missing: {' '.join(missing) or 'none'})", file=sys.stderr)
+        return 2
+    rows: list[Row] = []
     for name, case in cases.items():
-        if options.only in (None, name):
+        if options.only is None or name in options.only:
             with tempfile.TemporaryDirectory(prefix="rehost-benchmark-", dir=options.scratch) as scratch:
-                rows.append(case(Path(scratch)))
-    print(f"{'':32} {'rehost':>9} {'peer':>9} {'ratio':>7} {'bar':>6}")
+                rows += case(Path(scratch))
+    print(f"{'':48} {'rehost':>12} {'peer':>12} {'ratio':>7} {'bar':>6}")
     for row in rows:
         verdict = "holds" if row.holds else "DOES NOT HOLD"
-        print(f"{row.name:32} {row.rehost:7.2f} s {row.peer:7.2f} s {row.ratio:7.2f} {row.bar:6.2f}  {verdict}")
-        print(f"{'':32} beside {row.peer_name}")
+        figures = f"{row.rehost:9.2f} {row.unit:2} {row.peer:9.2f} {row.unit:2} {row.ratio:7.3f} {row.bar:6.2f}"
+        print(f"{row.name:48} {figures}  {verdict}")
+        print(f"{'':48} beside {row.peer_name}")
     print(json.dumps({"rows": [row.as_json() for row in rows]}))
     return 0 if all(row.holds for row in rows) else 1
 

@@ -14,13 +14,14 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. Times are seconds of the wall clock; `bar` is the ratio that must not be passed."""
+    """One comparison: seconds of the wall clock unless `unit` says otherwise; `bar` is the ratio not to be passed."""
 
     name: str
     rehost: float
     peer: float
     peer_name: str
     bar: float
+    unit: str = "s"
 
     @property
     def ratio(self) -> float:
@@ -40,29 +41,32 @@ class Row:
             "ratio": round(self.ratio, 3),
             "bar": self.bar,
             "holds": self.holds,
+            "unit": self.unit,
         }
 
 
 def compare(
     name: str,
-    rehost: Callable[[], None],
-    peer: Callable[[], None],
+    rehost: Callable[[], float | None],
+    peer: Callable[[], float | None],
     peer_name: str,
     bar: float,
     clean: Callable[[], None] = lambda: None,
+    rounds: int = ROUNDS,
 ) -> Row:
-    """Time both in turns, ROUNDS times, so that a machine that gets slower meanwhile does so for both.
+    """Time both in turns, that many times, so that a machine that gets slower meanwhile does so for both.
 
-    Before each, not timed, `clean` removes what the one before left, and everything is brought to the disk.
+    Before each, not timed, `clean` removes what the one before left, and everything is brought to the disk. Work that
+    times itself returns its seconds.
     """
     times: tuple[list[float], list[float]] = ([], [])
-    for number in range(1, ROUNDS + 1):
+    for number in range(1, rounds + 1):
         for work, taken, who in ((rehost, times[0], "rehost"), (peer, times[1], peer_name)):
             clean()
             os.sync()
             start = time.monotonic()
-            work()
-            taken.append(time.monotonic() - start)
-            print(f"{name}, {number} of {ROUNDS}: {who} {taken[-1]:.2f} s", file=sys.stderr, flush=True)
+            seconds = work()
+            taken.append(time.monotonic() - start if seconds is None else seconds)
+            print(f"{name}, {number} of {rounds}: {who} {taken[-1]:.2f} s", file=sys.stderr, flush=True)
     clean()
     return Row(name, statistics.median(times[0]), statistics.median(times[1]), peer_name, bar)

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 PACKAGES="python3 python3-venv openssh-client openssh-server qemu-system-x86 qemu-utils ovmf seabios grub-pc-bin
 grub-efi-amd64-bin grub-common mtools e2fsprogs util-linux docker.io mmdebstrap uidmap docker-registry gdisk acl attr
-libcap2-bin xfsprogs btrfs-progs restic"
+libcap2-bin xfsprogs btrfs-progs lvm2 restic rsync partclone"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 as_root() {
@@ -21,7 +21,7 @@ packages() {
     if ! command -v dpkg-query >/dev/null; then
         missing=""
         for program in python3 ssh sshd qemu-system-x86_64 qemu-img grub-mkimage mcopy debugfs mke2fs setpriv dockerd \
-            mmdebstrap newuidmap docker-registry sgdisk setfacl setfattr setcap restic; do
+            mmdebstrap newuidmap docker-registry sgdisk setfacl setfattr setcap restic rsync; do
             PATH="$PATH:/usr/sbin:/sbin" command -v "$program" >/dev/null || missing="$missing $program"
         done
         for file in /usr/lib/grub/i386-pc/boot.img /usr/lib/grub/x86_64-efi/normal.mod; do
