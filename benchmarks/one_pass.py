@@ -18,6 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from rehost.errors import RehostError
 from rehost.ids import new_id
 from rehost.progress import silent
 from rehost.replication.snapshots import Snapshot
@@ -102,7 +103,11 @@ def pass_of_files(work: Work) -> Taken:
 def main() -> int:
     """Do it, and tell."""
     work = Work.model_validate(json.loads(sys.argv[1]))
-    print(pass_of_files(work).model_dump_json())
+    try:
+        print(pass_of_files(work).model_dump_json())
+    except RehostError as error:
+        print(f"{error.code}: {error.message}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 
