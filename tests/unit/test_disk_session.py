@@ -59,7 +59,8 @@ def make_server(directory: Path, fstab: str = "") -> tuple[Path, Path]:
         file.truncate(9 * MIB)
     (root / "linked").write_bytes(b"content" * 1000)
     os.link(root / "linked", root / "etc/linked too")
-    (root / "srv-old").touch()  # sorts between /srv and what is in it
+    for name in ("srv-old", "etc-old"):  # sort between a directory and what is in it
+        (root / name).touch()
     (root / "var").mkdir()
     (data / "rows").mkdir(parents=True)
     (data / "rows/1").write_bytes(os.urandom(3 * MIB + 17))
