@@ -25,6 +25,7 @@ def blocks_of_pass(
         holding.plan,
         this.workspace,
         parent_id=parent_id,
+        hooks=holding.hooks,
         progress=progress,
     )
     log = get_run_logger()

@@ -47,17 +47,22 @@ class Holding:
         return self._open[0]
 
     @property
+    def hooks(self) -> Hooks:
+        """What the job has run on the source."""
+        asked = self._this.job.hooks
+        return Hooks(asked.pre_snapshot, asked.post_snapshot, asked.timeout_seconds)
+
+    @property
     def of_one_moment(self) -> bool:
         """Whether names that were seen under another hold are worth nothing under this one."""
         return any(volume.method in _HELD for volume in self.consistency)
 
     def open(self) -> None:
         """Connect and hold. Raises HookFailed and every SourceError."""
-        job = self._this.job
-        hooks = Hooks(job.hooks.pre_snapshot, job.hooks.post_snapshot, job.hooks.timeout_seconds)
+        method = self._this.job.consistency.method
         with ExitStack() as stack:
             session = stack.enter_context(source_session(self._this))
-            held = stack.enter_context(hold(session, self.plan.volumes, method=job.consistency.method, hooks=hooks))
+            held = stack.enter_context(hold(session, self.plan.volumes, method=method, hooks=self.hooks))
             self.consistency = held.consistency
             self._open = session, held
             self._stack = stack.pop_all()

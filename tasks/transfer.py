@@ -61,6 +61,7 @@ def _transfer(this: Pass, table: Path, holding: Holding) -> tuple[str, TransferR
         if copied is not None:
             more = {"regions": copied.copy.regions, "consistency": (*begun.consistency, *copied.consistency)}
             begun = begun.model_copy(update=more)
+            holding.consistency = begun.consistency
         taken, report = transfer_content(
             holding.session,
             store,

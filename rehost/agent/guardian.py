@@ -66,6 +66,7 @@ class _Guarding:
         self._taken: List[Any] = []
         self._hooks: Dict[str, Any] = {}
         self._post_due = False
+        self._inside = False  # a hold
 
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -168,14 +169,17 @@ class _Guarding:
     # --- hooks ---
 
     def _hook(self, order: Dict[str, Any]) -> Dict[str, Any]:
-        """Run the hooks around something else than a snapshot."""
+        """Run the hooks around something else than a snapshot; inside a hold that awaits its end they have run."""
         if order["name"] == "pre_snapshot":
+            self._inside = self._post_due
+            if self._inside:
+                return {"hooks": []}
             self._hooks = order["hooks"]
             hooks = self._run_pre()
             if hooks and hooks[-1]["status"] != 0:
                 hooks += self._run_post()
             return {"hooks": hooks}
-        return {"hooks": self._run_post()}
+        return {"hooks": [] if self._inside else self._run_post()}
 
     def _run_pre(self) -> List[Dict[str, Any]]:
         self._post_due = bool(self._hooks.get("post_snapshot"))

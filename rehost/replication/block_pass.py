@@ -20,7 +20,7 @@ from rehost.source.agent_session import AgentSession
 from rehost.source.block_open import open_blocks
 from rehost.source.block_session import Area, areas
 from rehost.source.disk_session import DiskSession
-from rehost.source.hold import freeze
+from rehost.source.hold import Hooks, freeze
 from rehost.source.inventory import Inventory, Volume
 from rehost.source.layers import devices_under
 from rehost.source.session import Session
@@ -75,6 +75,7 @@ def copy_blocks(
     *,
     parent_id: str | None,
     written: Written | None = None,
+    hooks: Hooks | None = None,
     progress: Progress,
 ) -> CopiedBlocks:
     """Copy the disks of the plan block by block; their table is written into `directory`.
@@ -107,7 +108,7 @@ def copy_blocks(
     @contextlib.contextmanager
     def still() -> Iterator[Frozen]:
         # A freeze that ended early is told when it is let go: then nothing of the last pass is used.
-        with freeze(session, points) if points else contextlib.nullcontext():
+        with freeze(session, points, hooks=hooks) if points else contextlib.nullcontext():
             yield _Holds()
 
     done = converge(blocks, store, chosen, directory, parent=parent, freeze=still, written=written, progress=progress)

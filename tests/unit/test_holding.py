@@ -20,6 +20,7 @@ class _Holding:
 
     def __init__(self, method: str, breaks: bool = False) -> None:
         self.inventory = inventory()
+        self.plan = SimpleNamespace(volumes=self.inventory.volumes, disks=())
         self.consistency = (VolumeConsistency(mount_point="/", method=method),)
         self.session = None
         self.is_open = True

@@ -247,6 +247,16 @@ def test_the_second_hook_runs_as_soon_as_it_can(
     guardian.let_go()
 
 
+def test_a_freeze_inside_a_hold_runs_no_hook_again(lvm: Lvm) -> None:
+    hooks = {"pre_snapshot": "true", "post_snapshot": "true"}
+    guardian = Guardian()
+    guardian.ask(_order({**BOOT, "point": "/srv"}, hooks=hooks))
+    for name in ("pre_snapshot", "post_snapshot"):
+        assert guardian.ask({"do": "hook", "name": name, "hooks": hooks}) == {"hooks": []}
+    assert [hook["name"] for hook in guardian.ask({"do": "release"})["hooks"]] == ["post_snapshot"]
+    guardian.let_go()
+
+
 def test_a_thin_volume_gets_a_thin_snapshot(lvm: Lvm) -> None:
     pool = {**ORIGIN, "lv_name": "pool", "lv_attr": "twi-aotz--", "data_percent": "50.00", "lv_kernel_minor": "1"}
     thin = {**ORIGIN, "lv_attr": "Vwi-aotz--", "pool_lv": "pool", "data_percent": "30.00", "vg_free": "0"}
