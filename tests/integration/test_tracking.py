@@ -221,23 +221,25 @@ def test_a_write_that_lands_after_its_block_was_read_is_named_again(tmp_path: Pa
         run("mount", below.path, str(mount))
         try:
             disk = Disk(mount / "disk.img", 16 << 20)
-            tracer = BlockTracer([disk.name])
-            run("fsfreeze", "-f", str(mount))
-            writer = threading.Thread(target=disk.write, args=(5, b"late" * 1024))
             try:
-                writer.start()
-                sent = Path(f"/sys/block/{disk.name}/inflight")
-                assert eventually(lambda: sent.read_text().split() == ["0", "1"])
-                first, _ = tracer.take()
-                read = disk.image.read_bytes()[5 * BLOCK_BYTES :][:4]
+                tracer = BlockTracer([disk.name])
+                run("fsfreeze", "-f", str(mount))
+                writer = threading.Thread(target=disk.write, args=(5, b"late" * 1024))
+                try:
+                    writer.start()
+                    sent = Path(f"/sys/block/{disk.name}/inflight")
+                    assert eventually(lambda: sent.read_text().split() == ["0", "1"])
+                    first, _ = tracer.take()
+                    read = disk.image.read_bytes()[5 * BLOCK_BYTES :][:4]
+                finally:
+                    run("fsfreeze", "-u", str(mount))
+                    writer.join()
+                second, _ = tracer.take()
+                tracer.close()
             finally:
-                run("fsfreeze", "-u", str(mount))
-                writer.join()
-            second, _ = tracer.take()
-            tracer.close()
+                run("losetup", "-d", disk.path)
             assert read == b"\0\0\0\0"
             assert named(second[0]) == {5}, named(first[0])
-            run("losetup", "-d", disk.path)
         finally:
             run("umount", str(mount))
     finally:

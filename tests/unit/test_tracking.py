@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from rehost.agent.tracing import BITMAPS_BYTES, BLOCK_BYTES, Bitmap, Disk, block_bytes_of
+from rehost.agent.tracing import BITMAPS_BYTES, BLOCK_BYTES, Bitmap, BlockTracer, Disk, _Discards, block_bytes_of
 from rehost.errors import SourceProtocol
 from rehost.source.tracking import Full, Tracked, Tracking, Written
 from tests.support.wire import lying_agent
@@ -125,3 +125,26 @@ def test_words_of_a_tracker_are_printable() -> None:
     with lying_agent(_lie("failed='\\x1b[2J' + 'x' * 5000", "{}", "b''")) as session:
         told = Tracking(session, None).start(["sda"])
     assert isinstance(told, Full) and len(told.reason) < 400 and "\x1b" not in told.reason
+
+
+def test_discards_that_one_request_joins_are_all_named_again_when_it_completes() -> None:
+    """The completion tells the first range and the length of all; none is forgotten while one may be under way."""
+    tracer = BlockTracer.__new__(BlockTracer)  # without the kernel: no disk here merges discards
+    tracer.bitmaps, tracer._discards, tracer._pipes = [Bitmap(1 << 30, BLOCK_BYTES)], [_Discards()], []
+    tracer._discard(0, 128 * 10, 128, queued=True)
+    tracer._discard(0, 128 * 900, 256, queued=True)
+    tracer._discard(0, 128 * 500, 128, queued=True)
+    tracer.bitmaps[0].take()
+    tracer._discard(0, 128 * 10, 384, queued=False)
+    assert _named(tracer) == {10, 500, 900, 901}
+    tracer.drain()
+    tracer._discard(0, 128 * 500, 128, queued=False)
+    assert _named(tracer) == {10, 500, 900, 901}
+    tracer.drain()
+    tracer._discard(0, 128 * 7, 128, queued=False)
+    assert _named(tracer) == set()
+
+
+def _named(tracer: BlockTracer) -> set[int]:
+    bits = np.unpackbits(np.frombuffer(tracer.bitmaps[0].take(), np.uint8), bitorder="little")
+    return set(np.flatnonzero(bits).tolist())
