@@ -13,11 +13,14 @@ import fcntl
 import os
 import stat
 import struct
-from collections import OrderedDict
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from rehost.errors import ExportFailed
@@ -25,6 +28,9 @@ from rehost.replication.manifest import KEPT_FLAGS, Entry, entry_of, validate
 from rehost.replication.tree import Tree, printable
 
 _OPEN_DIRECTORIES = 128
+_THREADS = 3  # that read, unpack, compare and write files
+_BATCHES = 6  # of files that may be under way or wait for a thread
+_BATCH_FILES, _BATCH_BYTES, _BATCH_FOLDERS = 64, 2 << 20, 16
 _ROWS_AT_ONCE = 4096
 _GETFLAGS, _SETFLAGS = 0x8008_6601, 0x4008_6602  # FS_IOC_GETFLAGS and FS_IOC_SETFLAGS of <linux/fs.h>, 64-bit
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -63,16 +69,16 @@ def export_tree(tree: Tree, directory: Path) -> ExportReport:
     with contextlib.suppress(OSError):
         os.removexattr(top, "system.posix_acl_default")
     export = _Export(tree, top)
-    path = b""
     try:
-        for entry in _entries(table):
-            path = entry.path
-            export.make(entry)
-        for entry in _entries(table, backwards=True):
-            path = entry.path
+        export.make_all(table)
+        # Few rows are looked at twice.
+        mode, flags = table["mode"].to_numpy(), table["flags"].to_numpy()
+        again = (mode & 0o170000 == stat.S_IFDIR) | (flags & np.uint32(KEPT_FLAGS) != 0)
+        for entry in _entries(table.filter(pa.array(again)), backwards=True):
+            export.at = entry.path
             export.finish(entry)
     except OSError as error:
-        reason = f"/{printable(path)}: {error.strerror or error}"
+        reason = f"/{printable(export.at)}: {error.strerror or error}"
         raise ExportFailed(path=directory, reason=reason) from error
     finally:
         export.directories.close()
@@ -122,34 +128,128 @@ class _Directories:
         self._kept.clear()
 
 
+class _Batch:
+    """Files that one thread restores, with descriptors of their own for the directories they are in."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[int, bytes, Entry]] = []  # descriptor of the parent, name, entry
+        self.folders: list[int] = []
+        self._bytes = 0
+        self._parent: int | None = None
+
+    def add(self, parent: int, name: bytes, entry: Entry) -> None:
+        """Take one in; `parent` may be closed afterwards."""
+        if parent != self._parent:
+            self.folders.append(os.dup(parent))
+            self._parent = parent
+        self.files.append((self.folders[-1], name, entry))
+        self._bytes += entry.size
+
+    def folder_changes(self) -> None:
+        """The number of a descriptor may mean another directory from now on."""
+        self._parent = None
+
+    @property
+    def full(self) -> bool:
+        """It is enough for one."""
+        return len(self.files) >= _BATCH_FILES or self._bytes >= _BATCH_BYTES or len(self.folders) >= _BATCH_FOLDERS
+
+    def close(self) -> None:
+        for fd in self.folders:
+            os.close(fd)
+        self.folders = []
+
+
 @dataclass
 class _Export:
     tree: Tree
     top: int
     directories: _Directories = field(init=False)
     first_names: dict[int, bytes] = field(default_factory=dict)  # of each link group
+    links: list[tuple[bytes, Entry]] = field(default_factory=list)  # first name, further name
+    at: bytes = b""  # what errors are about
     bytes_written: int = 0
     left_out: int = 0
     shown: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)  # around the three above
+    batch: _Batch = field(default_factory=_Batch)
+    under_way: deque[Future[None]] = field(default_factory=deque)
+    failed_at: bytes | None = None
 
     def __post_init__(self) -> None:
         self.directories = _Directories(self.top)
 
+    def make_all(self, table: pa.Table) -> None:
+        """First pass, parents first: names, contents and attributes of all but directories, which stay ours.
+
+        Files are made by threads, in the order of their paths: so they were stored, and so bundles are unpacked once.
+        """
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="restore") as pool:
+            try:
+                above = None
+                for entry in _entries(table):
+                    self.at = entry.path
+                    if (parent := entry.path.rpartition(b"/")[0]) != above:
+                        above = parent
+                        self.batch.folder_changes()
+                    self.make(entry)
+                    if self.batch.full:
+                        self._hand_over(pool)
+                self._hand_over(pool)
+                while self.under_way:
+                    self._await_oldest()
+            finally:
+                for future in self.under_way:
+                    future.cancel()
+                pool.shutdown()
+                self.batch.close()
+        # Only now is everything there that has a second name.
+        for first, entry in self.links:
+            self.at = entry.path
+            above, _, name = entry.path.rpartition(b"/")
+            self._link(first, self.directories.open(above), name, entry)
+
+    def _hand_over(self, pool: ThreadPoolExecutor) -> None:
+        batch, self.batch = self.batch, _Batch()
+        future = pool.submit(self._make_files, batch)
+        future.add_done_callback(lambda _: batch.close())
+        self.under_way.append(future)
+        while len(self.under_way) > _BATCHES:
+            self._await_oldest()
+
+    def _await_oldest(self) -> None:
+        try:
+            self.under_way.popleft().result()
+        except OSError:
+            self.at = self.failed_at or self.at
+            raise
+
+    def _make_files(self, batch: _Batch) -> None:
+        for parent, name, entry in batch.files:
+            if self.failed_at is not None:
+                return  # the export is over
+            try:
+                self._file(parent, name, entry)
+            except BaseException:
+                self.failed_at = entry.path
+                raise
+
     def make(self, entry: Entry) -> None:
-        """First pass, parents first: names, contents and attributes of all but directories, which stay ours."""
+        """One name: files and further names of an inode are put off."""
         if not entry.path:
             return
         above, _, name = entry.path.rpartition(b"/")
-        parent = self.directories.open(above)
         first = entry.path
         if entry.link_group is not None:
             first = self.first_names.setdefault(entry.link_group, entry.path)
         if first != entry.path:
-            self._link(first, parent, name, entry)
-        elif entry.is_directory:
+            self.links.append((first, entry))
+            return
+        parent = self.directories.open(above)
+        if entry.is_directory:
             os.mkdir(name, 0o700, dir_fd=parent)
         elif entry.is_file:
-            self._file(parent, name, entry)
+            self.batch.add(parent, name, entry)
         elif entry.is_symlink:
             os.symlink(entry.target or b"", name, dir_fd=parent)
             self._attributes(entry, parent, name, f"/proc/self/fd/{parent}/".encode() + name)
@@ -167,6 +267,7 @@ class _Export:
     def _file(self, parent: int, name: bytes, entry: Entry) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600, dir_fd=parent)
+        written_now = 0
         try:
             for chunk in entry.chunks:
                 view = memoryview(self.tree.read_chunk(chunk.sha256))
@@ -176,11 +277,13 @@ class _Export:
                 while view:
                     written = os.pwrite(fd, view, offset)
                     view, offset = view[written:], offset + written
-                self.bytes_written += chunk.length
+                written_now += chunk.length
             os.ftruncate(fd, entry.size)
             self._attributes(entry, parent, name, f"/proc/self/fd/{fd}".encode())
         finally:
             os.close(fd)
+        with self.lock:
+            self.bytes_written += written_now
 
     def _node(self, parent: int, name: bytes, entry: Entry) -> None:
         try:
@@ -260,6 +363,7 @@ class _Export:
             self._leave_out(what, entry)
 
     def _leave_out(self, what: str, entry: Entry) -> None:
-        self.left_out += 1
-        if len(self.shown) < _SHOWN:
-            self.shown.append(f"{what} of /{printable(entry.path)}")
+        with self.lock:
+            self.left_out += 1
+            if len(self.shown) < _SHOWN:
+                self.shown.append(f"{what} of /{printable(entry.path)}")

@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 _CONFIG = {"format": "rehost-store", "version": 2}
 _UNSEALED_PACKS = 2  # full packs that may wait for the disk before a put waits too
 _REFRESH_SECONDS = 5.0  # how long `has` may not know what another process sealed
+_UNPACKING = 64
 _CACHE_BYTES = 64 << 20  # unpacked bundles kept for the next reader
 
 
@@ -65,6 +66,7 @@ class Store:
         self._lock = threading.RLock()  # around all below; never held while compressing, hashing or waiting for a disk
         self._chunks = ChunkMap()
         self._cache = BundleCache(_CACHE_BYTES)
+        self._unpacking = [threading.Lock() for _ in range(_UNPACKING)]  # each for some of the bundles
         self._pack_ids: list[str] = []
         self._numbers: dict[str, int] = {}
         self._own: dict[int, PackWriter] = {}  # not yet sealed and indexed
@@ -220,15 +222,22 @@ class Store:
             raise storage_error(error, f"{self._backend.shown}/packs/{pack}") from error
 
     def _chunk(self, at: Location, bundle: BundleAt, sha256: bytes) -> bytes:
-        content = self._cache.get(at.bundle)
-        if content is None:
+        if at.length == bundle.raw_length:  # nobody else wants it
             content = unpack(bundle.codec, self._payload(bundle), bundle.raw_length)
-            if at.length < bundle.raw_length:  # else nobody else wants it
-                self._cache.put(at.bundle, content)
+        else:
+            content = self._cache.get(at.bundle) or self._unpacked(at.bundle, bundle)
         chunk = content[at.place : at.place + at.length]
         if hashlib.sha256(chunk).digest() != sha256:
             raise BadBundle("its content is damaged")
         return chunk
+
+    def _unpacked(self, number: int, bundle: BundleAt) -> bytes:
+        with self._unpacking[number % len(self._unpacking)]:  # who wants the same bundle meanwhile waits for this one
+            content = self._cache.get(number)
+            if content is None:
+                content = unpack(bundle.codec, self._payload(bundle), bundle.raw_length)
+                self._cache.put(number, content)
+            return content
 
     def _payload(self, bundle: BundleAt) -> bytes:
         with self._lock:

@@ -11,6 +11,7 @@ import pytest
 
 from rehost.errors import ExportFailed, ManifestInvalid, StoreChunkMissing
 from rehost.replication import export as export_module
+from rehost.replication.bundles import Bundle
 from rehost.replication.export import export_tree
 from rehost.replication.manifest import Chunk, Entry, table_of
 from rehost.replication.store import Store
@@ -182,3 +183,32 @@ def test_who_may_not_give_files_away_gets_no_set_id_programs_and_is_told(tmp_pat
     assert stat.S_IMODE((target / "of root").stat().st_mode) == 0o755
     assert stat.S_IMODE((target / "mine").stat().st_mode) == 0o4755
     assert os.getxattr(target / "shut" / "x", b"user.a") == b"1"
+
+
+def test_many_files_in_many_folders_with_names_in_common_arrive_as_they_are(tmp_path: Path) -> None:
+    contents = [b"%d " % number * (number % 700) for number in range(900)]
+    entries = [Entry(b"d%02d" % number, DIR) for number in range(60)]
+    for number, content in enumerate(contents):
+        chunks = (Chunk(0, len(content), name(content)),) if content else ()
+        for folder in {number % 60, number % 7} if number % 5 == 0 else {number % 60}:
+            path, group = b"d%02d/f%03d" % (folder, number), number if number % 5 == 0 else None
+            entries.append(Entry(path, FILE, size=len(content), chunks=chunks, link_group=group))
+    with Store.open(tmp_path / "store") as store:
+        store.put_bundle(Bundle.of(contents[:500]))
+        store.put_bundle(Bundle.of(contents[500:]))
+        report = export_tree(tree_of(store, *entries), tmp_path / "target")
+        os.mkdir(tmp_path / "again")
+        with pytest.raises(StoreChunkMissing):
+            export_tree(tree_of(store, *entries, missing(b"d59/f")), tmp_path / "again")
+    assert report.entries == len(entries) + 1
+    for entry in entries:
+        if entry.is_file:
+            number = int(entry.path[-3:])
+            file = tmp_path / "target" / os.fsdecode(entry.path)
+            assert file.read_bytes() == contents[number]
+            assert file.stat().st_nlink == (2 if number % 5 == 0 and number % 60 != number % 7 else 1)
+    assert not [link for link in Path("/proc/self/fd").iterdir() if str(tmp_path) in os.path.realpath(link)]
+
+
+def missing(path: bytes) -> Entry:
+    return Entry(path, FILE, size=5, chunks=(Chunk(0, 5, name(b"never")),))
