@@ -27,10 +27,13 @@ class AgentBlocks:
         self.host = session.host
         self._session = session
         self._channel = session.channel
+        self._mapped_bytes = 0  # of blocks in use, in all maps so far
 
     def hashes(self) -> Sequence[str]:
-        """What blocks can be compared by, best first."""
-        known = self._session.hello.hashes
+        """What blocks can be compared by, best first. What the source's Python lacks for it is handed over first."""
+        with self._session.exclusive():
+            self._session.equipment.complete(self._mapped_bytes, blocks=True)
+        known = self._session.equipment.hashes
         return [block_kinds.XXH3, block_kinds.BLAKE2] if block_kinds.XXH3 in known else [block_kinds.BLAKE2]
 
     def bytes_on_wire(self) -> int:
@@ -65,6 +68,7 @@ class AgentBlocks:
                 "reason": str(reason),
             } if rule in _RULES and 0 <= used <= area.size_bytes + BLOCK_BYTES and len(reason) <= _TEXT:
                 runs = np.concatenate(parts) if parts else np.empty((0, 2), np.uint64)
+                self._mapped_bytes += int(runs[:, 1].sum()) * BLOCK_BYTES
                 return UsedBlocks(rule, runs, used, _text(filesystem), _text(reason) or "")
         raise self._channel.violation("a map of blocks with a wrong end")
 

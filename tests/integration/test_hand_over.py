@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,13 +11,17 @@ import subprocess
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+import xxhash
 
 from rehost.errors import SourceUnreachable
+from rehost.replication.bundles import Bundle
 from rehost.source.agent_program import PYTHON_OPTIONS, bootstrap
-from rehost.source.agent_session import open_program
+from rehost.source.agent_session import AgentSession, open_program
+from rehost.source.block_agent import AgentBlocks
+from rehost.source.block_session import BLOCK_BYTES, Area, Piece, blocks_of
 from rehost.source.hand_over import WORTHWHILE_BYTES
 from rehost.source.interpreters import target_of
 from rehost.source.session import FileRequest
@@ -54,29 +59,39 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home") / "wheels"
 
 
+def _session(python: str, tree: Path, wheels: Path | None) -> contextlib.AbstractContextManager[AgentSession]:
+    return open_program(
+        lambda length: [python, *PYTHON_OPTIONS, bootstrap(length)],
+        host="here",
+        root=os.fsencode(tree),
+        explain=lambda status, stderr, greeted: SourceUnreachable(host="here", reason=stderr[-500:]),
+        compress_level=3,
+        bandwidth_limit_kbps=0,
+        wheels=wheels,
+    )
+
+
 class _Seen:
     """What a session was like."""
 
     def __init__(self, python: str, tree: Path, wheels: Path | None) -> None:
-        arrived: list[Any] = []
-        with open_program(
-            lambda length: [python, *PYTHON_OPTIONS, bootstrap(length)],
-            host="here",
-            root=os.fsencode(tree),
-            explain=lambda status, stderr, greeted: SourceUnreachable(host="here", reason=stderr[-500:]),
-            compress_level=3,
-            bandwidth_limit_kbps=0,
-            wheels=wheels,
-        ) as session:
+        arrived: list[Bundle] = []
+        with _session(python, tree, wheels) as session:
             self.hello = session.hello
             self.before = session.codec
             request = FileRequest(0, b"file", _SIZE)
-            (content,) = session.read([request], lambda n: [True] * len(n), lambda *item: arrived.append(item[-1]))
+            (content,) = session.read([request], lambda names: [True] * len(names), arrived.append)
             session.equipment.complete(0, blocks=True)
             self.codec, self.hashes, self.notes = session.codec, session.equipment.hashes, list(session.notes())
             self.wire = session.bytes_on_wire()
         self.names = [chunk.sha256 for chunk in content.chunks]
-        self.raw = b"".join(dict.fromkeys(item if isinstance(item, bytes) else item.raw() for item in arrived))
+        chunks: dict[bytes, bytes] = {}
+        for bundle in arrived:
+            raw, at = bundle.raw(), 0
+            for name, length in zip(bundle.names, bundle.lengths, strict=True):
+                chunks[name] = raw[at : at + length]
+                at += length
+        self.raw = b"".join(chunks[name] for name in self.names)
 
 
 @PYTHONS
@@ -87,7 +102,8 @@ def test_the_same_bytes_arrive_with_and_without(python: str, tree: Path, wheels:
     assert target is not None
     handed = _Seen(python, tree, wheels)
     assert handed.before == "zlib"
-    assert handed.names == without.names and handed.raw == without.raw
+    assert handed.names == without.names
+    assert handed.raw == without.raw == (tree / "file").read_bytes()
     assert len(handed.names) == -(-_SIZE // (1 << 20))
     try:
         for package in ("xxhash", "zstandard"):
@@ -98,6 +114,29 @@ def test_the_same_bytes_arrive_with_and_without(python: str, tree: Path, wheels:
     assert (handed.codec, "xxh3_128" in handed.hashes) == ("zstd", True)
     assert [note.split()[0] for note in handed.notes] == ["zstandard", "xxhash"]
     assert handed.wire < without.wire
+
+
+@PYTHONS
+def test_blocks_are_compared_by_xxh3_where_it_can_be_handed_over(python: str, tree: Path, wheels: Path) -> None:
+    area = Area(0, 0, _SIZE, "gap", str(tree / "file"), 0, file=True)
+    with _session(python, Path("/"), wheels) as session:
+        blocks = AgentBlocks(session)
+        used = blocks.used_blocks(area, "off")
+        hashes = list(blocks.hashes())
+        asked = Piece(blocks_of(used.runs), np.zeros((used.blocks, 16), np.uint8))
+        answers = blocks.read_blocks(area, hashes[0], [asked], lambda names: [False] * len(names), lambda _: None)
+        batch = list(answers)[0]  # noqa: RUF015
+        notes = list(session.notes())
+    raw = (tree / "file").read_bytes()
+    block = raw[:BLOCK_BYTES]
+    assert batch.names[0].tobytes() == hashlib.sha256(block).digest()
+    if "goes on without it" in notes[0]:
+        assert hashes == ["blake2b_128"]
+        assert batch.hashes[0].tobytes() == hashlib.blake2b(block, digest_size=16).digest()
+        pytest.skip(f"no wheels can be fetched here: {notes[0]}")
+    assert hashes == ["xxh3_128", "blake2b_128"]
+    assert batch.hashes[0].tobytes() == xxhash.xxh3_128_digest(block)
+    assert [note.split()[0] for note in notes] == ["xxhash", "zstandard"]
 
 
 def _kept_wheel(wheels: Path, python: str, tree: Path, compiled: bytes) -> None:
