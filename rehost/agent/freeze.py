@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import signal
+import threading
 import time
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -22,6 +23,7 @@ SECONDS = 10.0  # no freeze is longer
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 _LOCK_ALL = 1 | 2  # MCL_CURRENT, MCL_FUTURE
 _AGAIN_SECONDS = 0.05
+_STACK_BYTES = 256 << 10
 
 _frozen: "Optional[_Frozen]" = None
 
@@ -110,12 +112,13 @@ class _DeadMan:
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # the end of a login session must not be its own
+        threading.stack_size(_STACK_BYTES)  # what is locked in memory is not to be much
         try:
             ctypes.CDLL(None).mlockall(_LOCK_ALL)
         except (OSError, AttributeError):
             pass
         self._lines.receive(0.0)  # what it will run is in memory once it has run
-        _thaw([])
+        _thaw([-1])
         deadline = time.monotonic() + self._seconds
         self._lines.send({})
         frozen = False
@@ -146,14 +149,26 @@ def _one_each(points: List[bytes]) -> List[bytes]:
 
 
 def _thaw(descriptors: List[int]) -> bool:
-    """Thaw them; whether all had been frozen."""
-    held = True
-    for descriptor in descriptors:
+    """Thaw them; whether all had been frozen.
+
+    All at once: a filesystem in a file, or on a volume that lies in one, writes as it thaws, and waits for the one
+    below it, wherever that is in the list; a freeze under way keeps its own filesystem's thaw waiting, and no other.
+    """
+    thawed: List[int] = []
+
+    def thaw(descriptor: int) -> None:
         try:
             fcntl.ioctl(descriptor, _FITHAW, 0)
+            thawed.append(descriptor)
         except OSError:
-            held = False
-    return held
+            pass  # it was not frozen, or not any more
+
+    threads = [threading.Thread(target=thaw, args=(descriptor,), daemon=True) for descriptor in descriptors]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(thawed) == len(descriptors)
 
 
 def _tell(context: Any, kind: int, answer: Dict[str, Any]) -> None:

@@ -299,6 +299,27 @@ def test_it_is_thawed_whatever_becomes_of_the_agent(tmp_path: Path, filesystem: 
                     os.kill(_agent_of(session), signal.SIGCONT)
 
 
+@pytest.mark.parametrize(("name", "kept"), [("z", True), ("a", False)])
+def test_a_filesystem_in_a_file_of_another_is_thawed_with_it(tmp_path: Path, name: str, kept: bool) -> None:
+    with mounted(tmp_path, "ext4") as outer, contextlib.ExitStack() as stack:
+        (outer / name).mkdir()
+        image, inner = outer / "image", tmp_path / name
+        with image.open("wb") as stream:
+            stream.truncate(64 << 20)
+        _run("mkfs.ext4", "-q", image)
+        inner.mkdir()
+        _run("mount", "-o", "loop", image, inner)
+        stack.callback(_until, lambda: subprocess.run(["umount", inner]).returncode == 0, "it stays busy")
+        expected = contextlib.nullcontext() if kept else pytest.raises(SnapshotFreezeLost)
+        with this_machine() as session, expected:
+            # The other way round the inner one cannot be frozen once the outer one is: that ends by the time limit.
+            with freeze(session, [str(outer), str(inner)], seconds=10 if kept else 2):
+                pass
+        for point in (outer, inner):
+            with _writer(point) as writer:
+                assert writer.wait(_WAIT_SECONDS) == 0
+
+
 def test_what_cannot_be_frozen_leaves_nothing_frozen(tmp_path: Path) -> None:
     with mounted(tmp_path, "ext4") as point, this_machine() as session:
         with pytest.raises(SnapshotFreezeFailed):
