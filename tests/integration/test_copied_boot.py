@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +9,8 @@ import pytest
 
 from demo.server import cache_folder, server_tree
 from image_builders.disk.build import build_disk
+from image_builders.disk.regions import Blocks
 from image_builders.disk.request import DiskRequest
-from rehost.replication.manifest import Chunk
 from rehost.replication.store import Store
 from rehost.replication.tar_import import import_tar
 from rehost.replication.tree import Tree
@@ -19,8 +18,7 @@ from rehost.run import find
 from rehost.source.inventory import Inventory, Volume
 from rehost.verification.accelerator import kernel_of
 from rehost.verification.boot import verify_disk
-from tests.support.block_snapshots import blocks_of, inventory_of_disks, regions_of, tree_over
-from tests.support.ext4_images import Chunks
+from tests.support.block_snapshots import taken
 
 pytestmark = [
     pytest.mark.qemu,
@@ -30,18 +28,6 @@ pytestmark = [
     ),
 ]
 SIZE = 4 << 30
-
-
-class InStore:
-    """Puts blocks into a store."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def put(self, offset: int, content: bytes) -> Chunk:
-        name = hashlib.sha256(content).digest()
-        self._store.put(name, content)
-        return Chunk(offset, len(content), name)
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +49,14 @@ def source_disk(store: Store, folder: Path) -> tuple[Path, bytes]:
 
 def test_a_server_s_disk_in_blocks_boots_and_its_probe_says_that_all_is_well(store: Store, tmp_path: Path) -> None:
     source, kernel = source_disk(store, tmp_path / "source")
-    inventory = inventory_of_disks(source)
-    regions = list(regions_of(inventory.disks[0]))
-    blocks = blocks_of([source], regions, tmp_path / "blocks.parquet", InStore(store))
-    store.flush()
+    devices = [f"0_{number}" for number in range(1, 9)]
+    snapshot, copied = taken(source, store, tmp_path / "pass", devices)
+    assert snapshot.volumes == () and copied.copy.report.areas
     source.unlink()
+    blocks = Blocks(snapshot.regions, store.table_path(snapshot.id, "blocks"))
     request = DiskRequest("m-2", "shop", formats=("raw",), size_bytes=SIZE + (1 << 30))
-    tree = Tree(tree_over(Chunks()).table(), store)
-    image = build_disk(tree, inventory, request, tmp_path / "image", blocks=blocks)
+    tree = Tree(store.files(snapshot.id), store)
+    image = build_disk(tree, snapshot.inventory, request, tmp_path / "image", blocks=blocks)
     assert image.boot_modes == ("bios", "uefi")
     assert not any("virtio" in warning for warning in image.warnings)
     (tmp_path / "vmlinuz").write_bytes(kernel)
@@ -78,7 +64,7 @@ def test_a_server_s_disk_in_blocks_boots_and_its_probe_says_that_all_is_well(sto
         Path(image.disks[0].location),
         "raw",
         "bios",
-        inventory,
+        snapshot.inventory,
         evidence=tmp_path / "evidence",
         scratch=tmp_path,
         cache=cache_folder() / "accelerator.json",

@@ -6,20 +6,28 @@ import hashlib
 import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
 from image_builders.disk.regions import Blocks
+from rehost.ids import new_id
+from rehost.progress import silent
+from rehost.replication.block_pass import CopiedBlocks, FilesBeside, copy_blocks
 from rehost.replication.manifest import BLOCKS_SCHEMA, Chunk, ChunkReader, Entry, table_of
-from rehost.replication.snapshots import Region
+from rehost.replication.pass_plan import plan_pass
+from rehost.replication.snapshots import Region, Snapshot
+from rehost.replication.store import Store
+from rehost.replication.transfer import scan, transfer
 from rehost.replication.tree import Tree
 from rehost.source.connect import DiskConnection
 from rehost.source.disk_session import DiskSession
 from rehost.source.inventory import Disk, Inventory
+from rehost.source.session import Session
 from tests.support.ext4_images import Chunks
 
 BLOCK = 65_536
@@ -114,3 +122,36 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def taken(
+    source: Path, store: Store, folder: Path, chosen: Collection[str], parent: str | None = None
+) -> tuple[Snapshot, CopiedBlocks]:
+    """One pass, as the stages of a run do it."""
+    folder.mkdir()
+    with DiskSession(DiskConnection(kind="disk", disks=(str(source),))) as session:
+        inventory = session.inventory().model_copy(update={"architecture": "x86_64"})
+        plan = plan_pass(inventory, chosen)
+        session_of_files = cast(Session, FilesBeside(session))
+        table = scan(session_of_files, inventory.model_copy(update={"volumes": plan.volumes}), (), folder, silent)
+        copied = copy_blocks(session, store, inventory, plan, folder, parent_id=parent, progress=silent)
+        begun = Snapshot(
+            id=new_id("n"),
+            source_id="s-1",
+            created_at=datetime.now(UTC),
+            inventory=inventory,
+            volumes=plan.volumes,
+            regions=copied.copy.regions,
+            consistency=copied.consistency,
+        )
+        finished, _ = transfer(
+            session,
+            store,
+            table,
+            snapshot=begun,
+            parent_id=parent,
+            checksum=False,
+            progress=silent,
+            blocks=copied.copy.path,
+        )
+    return finished, copied

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
 import pytest
 from prefect.logging import disable_run_logger
@@ -17,25 +16,19 @@ from image_builders.disk.regions import Blocks
 from image_builders.disk.request import DiskRequest
 from rehost.catalog.job import JobSpec
 from rehost.catalog.rules import check
-from rehost.ids import new_id
-from rehost.progress import silent
-from rehost.replication.block_pass import CopiedBlocks, FilesBeside, copy_blocks
 from rehost.replication.open_store import open_store
-from rehost.replication.pass_plan import plan_pass
 from rehost.replication.snapshots import Snapshot
 from rehost.replication.store import Store
-from rehost.replication.transfer import scan, transfer
 from rehost.replication.tree import Put, Tree
 from rehost.run import find
 from rehost.settings import settings
 from rehost.source.connect import DiskConnection
 from rehost.source.disk_session import DiskSession
-from rehost.source.session import Session
 from tasks.build import build_disk as build_stage
 from tasks.run_pass import Pass, catalog, open_pass
 from tasks.snapshot import snapshot
 from tasks.transfer import transfer as transfer_stage
-from tests.support.block_snapshots import digest_of
+from tests.support.block_snapshots import digest_of, taken
 from tests.support.ext4_judge import differences, read_filesystem
 from tests.support.small_server import MIB, server, server_tree
 
@@ -60,39 +53,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "store") as opened:
         yield opened
-
-
-def taken(
-    source: Path, store: Store, folder: Path, chosen: Collection[str], parent: str | None = None
-) -> tuple[Snapshot, CopiedBlocks]:
-    """One pass, as the stages of a run do it."""
-    folder.mkdir()
-    with DiskSession(DiskConnection(kind="disk", disks=(str(source),))) as session:
-        inventory = session.inventory().model_copy(update={"architecture": "x86_64"})
-        plan = plan_pass(inventory, chosen)
-        session_of_files = cast(Session, FilesBeside(session))
-        table = scan(session_of_files, inventory.model_copy(update={"volumes": plan.volumes}), (), folder, silent)
-        copied = copy_blocks(session, store, inventory, plan, folder, parent_id=parent, progress=silent)
-        begun = Snapshot(
-            id=new_id("n"),
-            source_id="s-1",
-            created_at=datetime.now(UTC),
-            inventory=inventory,
-            volumes=plan.volumes,
-            regions=copied.copy.regions,
-            consistency=copied.consistency,
-        )
-        finished, _ = transfer(
-            session,
-            store,
-            table,
-            snapshot=begun,
-            parent_id=parent,
-            checksum=False,
-            progress=silent,
-            blocks=copied.copy.path,
-        )
-    return finished, copied
 
 
 def built(store: Store, kept: Snapshot, folder: Path) -> Path:
