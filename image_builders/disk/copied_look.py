@@ -33,6 +33,7 @@ Firmware = Literal["bios", "uefi"]
 _READ = ("ext2", "ext3", "ext4")
 _SECONDS = 120.0
 _ENVIRONMENT = {"MTOOLSRC": "/dev/null", "MTOOLS_SKIP_CHECK": "1", "SOURCE_DATE_EPOCH": "946684800", "TZ": "UTC"}
+_ENTRIES_READ = 100  # of the menu, as systemd and Fedora keep them
 _REMOVABLE = "::/EFI/BOOT/BOOTX64.EFI"
 _LOADERS = ("grubx64.efi", "systemd-bootx64.efi")  # shim is of no use alone, and Secure Boot is off in any case
 _VENDOR = re.compile(r"::/EFI/[A-Za-z0-9._-]{1,64}/")
@@ -206,11 +207,18 @@ def _start_of(tree: Tree, inventory: Inventory) -> Iterator[str]:
             f"/etc/fstab names {', '.join(named[:5])}, and the disk has another name in the image: write `UUID=` there "
             "on the source, or the start may end in emergency mode."
         )
-    if "console=ttyS" not in (inventory.kernel_command_line or ""):
+    if not _speaks_on_serial_port(tree, inventory):
         yield (
             "The root was copied block by block, so no console on the serial port was set up: a test boot without its "
             "probe has nothing to read, and a cloud's serial console stays dark."
         )
+
+
+def _speaks_on_serial_port(tree: Tree, inventory: Inventory) -> bool:
+    """Whether a kernel of the copied menu, or the one that ran on the source, is told of a serial port."""
+    menus = [b"boot/grub/grub.cfg", b"boot/grub2/grub.cfg", *tree.children(b"boot/loader/entries")[:_ENTRIES_READ]]
+    texts = [inventory.kernel_command_line or "", *((tree.read(path) or b"").decode("latin-1") for path in menus)]
+    return any("console=ttyS" in text for text in texts)
 
 
 def roles(partition: TablePartition, known: Partition | None) -> Literal["bios", "esp", "filesystem", "swap", "other"]:
