@@ -221,6 +221,37 @@ def test_a_job_is_planned_created_shown_listed_and_started(
     assert (refused.status, "Preparing" in refused.err) == (11, True)
 
 
+def test_the_bandwidth_of_a_job_is_set_and_changed(rehost: Any, source: Source) -> None:
+    windows = ("--bandwidth-window", "mon-fri 08:00-18:00 2000", "--bandwidth-timezone", "Europe/Berlin")
+    job = rehost("job", "create", source.id, "--create-only", "--compress-level", "3", *windows, "--json").json
+    assert job["replication"]["bandwidth_calendar"][0]["from"] == "08:00"
+    changed = rehost("job", "update", job["id"], "--bandwidth-limit-kbps", "500", "--no-bandwidth-windows", "--json")
+    assert changed.status == 0
+    expected = {"bandwidth_limit_kbps": 500, "bandwidth_calendar": [], "compress_level": 3}
+    assert expected.items() <= changed.json["replication"].items()
+    assert changed.json["replication"]["bandwidth_timezone"] == "Europe/Berlin"
+    assert rehost("job", "update", job["id"]).status == 2
+    wrong = rehost("job", "update", job["id"], "--bandwidth-window", "8-18 5")
+    assert (wrong.status, "/replication/bandwidth_calendar/0/from" in wrong.err) == (2, True)
+
+
+def test_a_plan_with_a_walk_tells_what_travels_and_what_does_not(
+    rehost: Any, catalog: Catalog, source: Source, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/file").write_bytes(b"x" * 2048)
+    (tmp_path / "file").write_bytes(b"x" * 5000)
+    volume = Volume(mount_point="/", filesystem="ext4", size_bytes=1 << 30, used_bytes=1 << 30)
+    facts = source.inventory.model_copy(update={"volumes": (volume,)})
+    id = catalog.add_source(PathConnection(root=str(tmp_path)), facts).id
+    told = rehost("job", "plan", id, "--scan", "--exclude", "/cache")
+    assert told.status == 0
+    for word in ("4.9 KiB", "/cache", "2.0 KiB", "Files that changed", "assumed"):
+        assert word in told.out, (word, told.out)
+    walked = rehost("job", "plan", id, "--scan", "--json").json["survey"]
+    assert (walked["files_to_read"], walked["bytes_to_read"]) == (2, 7048)
+
+
 def test_a_job_may_be_read_from_a_file_and_options_go_over_it(rehost: Any, source: Source, tmp_path: Path) -> None:
     file = tmp_path / "job.json"
     spec = {"source_id": source.id, "targets": {"image": {"formats": ["raw"]}}, "exclude": ["/tmp"]}
