@@ -7,12 +7,32 @@ from prefect.logging import get_run_logger
 from rehost.progress import Progress
 from rehost.replication.block_pass import CopiedBlocks, copy_blocks
 from rehost.replication.store import Store
+from rehost.source.agent_session import AgentSession
+from rehost.source.tracked_pass import TrackedPass
 from tasks.holding import Holding
-from tasks.run_pass import Pass
+from tasks.run_pass import Pass, add_notes
+
+_FULL = "All blocks in use were read, as it is not known which were written: {reason}."
+
+
+def tracked_pass(this: Pass, holding: Holding, parent_id: str | None) -> TrackedPass | None:
+    """The tracker of the disks that the job wants in blocks, of a running server; started before anything is read.
+
+    It stays on the server where the job asks for change tracking, and else goes with the session.
+    """
+    if not isinstance(holding.session, AgentSession) or not holding.plan.in_blocks:
+        return None
+    disks = [disk for disk in holding.inventory.disks if disk.index in holding.plan.disks]
+    return TrackedPass(holding.session, this.job.id if this.job.disks.change_tracking else None, disks, parent_id)
 
 
 def blocks_of_pass(
-    this: Pass, holding: Holding, store: Store, parent_id: str | None, progress: Progress
+    this: Pass,
+    holding: Holding,
+    store: Store,
+    parent_id: str | None,
+    tracked: TrackedPass | None,
+    progress: Progress,
 ) -> CopiedBlocks:
     """Copy the disks that the job wants in blocks, and say in the log how each area went.
 
@@ -25,6 +45,7 @@ def blocks_of_pass(
         holding.plan,
         this.workspace,
         parent_id=parent_id,
+        tracked=tracked,
         hooks=holding.hooks,
         progress=progress,
     )
@@ -40,6 +61,11 @@ def blocks_of_pass(
                 area.bytes_read,
                 area.bytes_changed,
             )
+    if tracked is not None and this.job.disks.change_tracking:
+        told = [_FULL.format(reason=reason) for reason in dict.fromkeys(tracked.reasons)]
+        for sentence in told:
+            log.warning("%s", sentence)
+        add_notes(this, told)
     for volume in copied.consistency:
         log.info("%s: %s, %s", volume.mount_point, volume.method, volume.detail)
     return copied

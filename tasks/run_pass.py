@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -96,7 +96,12 @@ def source_session(this: Pass) -> Iterator[Session]:
             counted = bytes_on_wire(this) + session.bytes_on_wire()
             (this.workspace / _WIRE).write_text(str(counted), encoding="utf-8")
             told = session.notes() if isinstance(session, TellsNotes) else ()
-            (this.workspace / _NOTES).write_text(json.dumps(list(dict.fromkeys([*notes(this), *told]))), "utf-8")
+            add_notes(this, told)
+
+
+def add_notes(this: Pass, told: Iterable[str]) -> None:
+    """Something to say to people; what was said in this pass already is not said twice."""
+    (this.workspace / _NOTES).write_text(json.dumps(list(dict.fromkeys([*notes(this), *told]))), "utf-8")
 
 
 def notes(this: Pass) -> list[str]:

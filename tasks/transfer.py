@@ -17,7 +17,7 @@ from rehost.replication.snapshots import Snapshot
 from rehost.replication.transfer import TransferReport
 from rehost.replication.transfer import transfer as transfer_content
 from rehost.settings import settings
-from tasks.block_pass import blocks_of_pass
+from tasks.block_pass import blocks_of_pass, tracked_pass
 from tasks.holding import Holding
 from tasks.retries import STAGE
 from tasks.run_pass import Pass, bytes_on_wire, catalog, notes
@@ -57,11 +57,14 @@ def _transfer(this: Pass, table: Path, holding: Holding) -> tuple[str, TransferR
         exclude=this.job.exclude,
     )
     with open_store(settings(), compress_level=replication.compress_level) as store:
-        copied = blocks_of_pass(this, holding, store, parent, progress) if holding.plan.disks else None
+        tracked = tracked_pass(this, holding, parent) if holding.plan.disks else None
+        copied = blocks_of_pass(this, holding, store, parent, tracked, progress) if holding.plan.disks else None
         if copied is not None:
             more = {"regions": copied.copy.regions, "consistency": (*begun.consistency, *copied.consistency)}
             begun = begun.model_copy(update=more)
             holding.consistency = begun.consistency
+        if tracked is not None:
+            tracked.prepare(begun.id)
         taken, report = transfer_content(
             holding.session,
             store,
@@ -77,6 +80,8 @@ def _transfer(this: Pass, table: Path, holding: Holding) -> tuple[str, TransferR
         except SourceError:
             store.delete_snapshot(taken.id)  # whether it is of one moment is not known, or it is known not to be
             raise
+        if tracked is not None:
+            tracked.commit(taken.id)
     holding.close()
     report = replace(report, bytes_on_wire=bytes_on_wire(this))
     if copied is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from rehost.progress import Progress
 from rehost.replication.block_converge import Frozen, Written, converge
-from rehost.replication.block_transfer import BlockCopy, BlockReport, parent_index, transfer_blocks
+from rehost.replication.block_transfer import EVERYTHING, BlockCopy, BlockReport, Runs, parent_index, transfer_blocks
 from rehost.replication.pass_plan import PassPlan, with_places
 from rehost.replication.snapshots import VolumeConsistency
 from rehost.replication.store import Store
@@ -24,6 +25,7 @@ from rehost.source.hold import Hooks, freeze
 from rehost.source.inventory import Inventory, Volume
 from rehost.source.layers import devices_under
 from rehost.source.session import Session
+from rehost.source.tracked_pass import TrackedPass
 
 # What implements freeze_fs or freeze_super in Linux 6.1; FIFREEZE answers EOPNOTSUPP to the others, vfat among them.
 _FREEZABLE = ("ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "reiserfs", "nilfs2", "gfs2")
@@ -74,16 +76,16 @@ def copy_blocks(
     directory: Path,
     *,
     parent_id: str | None,
-    written: Written | None = None,
+    tracked: TrackedPass | None = None,
     hooks: Hooks | None = None,
     progress: Progress,
 ) -> CopiedBlocks:
     """Copy the disks of the plan block by block; their table is written into `directory`.
 
     A running server is copied while it writes, and its filesystems are frozen for a last, short pass (at most ten
-    seconds, see docs/consistency.md), so that the copy is of one moment. `written` tells what was written since it was
-    last asked, where that is tracked. Raises NotConverging, SnapshotFreezeFailed, SnapshotFreezeLost, and what the
-    session and the store raise.
+    seconds, see docs/consistency.md), so that the copy is of one moment. `tracked` tells what was written since the
+    parent and meanwhile, so that only that is read. Raises NotConverging, SnapshotFreezeFailed, SnapshotFreezeLost,
+    and what the session and the store raise.
     """
     chosen = areas_of(inventory, plan, file=isinstance(session, DiskSession))
     parent = parent_index(store, parent_id)
@@ -104,6 +106,10 @@ def copy_blocks(
         return CopiedBlocks(copy, (copy.report,), tuple(at_rest))
 
     points = freezable(plan.in_blocks)
+    only: Mapping[Area, Runs | None] = EVERYTHING
+    written: Written | None = None
+    if tracked is not None and tracked.works:
+        only, written = tracked.since_parent(chosen), functools.partial(tracked.since_last, chosen)
 
     @contextlib.contextmanager
     def still() -> Iterator[Frozen]:
@@ -111,7 +117,17 @@ def copy_blocks(
         with freeze(session, points, hooks=hooks) if points else contextlib.nullcontext():
             yield _Holds()
 
-    done = converge(blocks, store, chosen, directory, parent=parent, freeze=still, written=written, progress=progress)
+    done = converge(
+        blocks,
+        store,
+        chosen,
+        directory,
+        parent=parent,
+        freeze=still,
+        written=written,
+        only=only,
+        progress=progress,
+    )
     told = tuple(_consistency(volume, len(done.passes)) for volume in plan.in_blocks)
     return CopiedBlocks(done.copy, done.passes, told)
 

@@ -6,6 +6,7 @@ block by block have. Runs are u64, shape (n, 2): first block, number of blocks.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -72,15 +73,21 @@ class TrackedPass:
         told = self._take()
         return None if told is None else self._runs(told, stretches)
 
+    @property
+    def works(self) -> bool:
+        """Whether there is a tracker, so that asking it again is worth while."""
+        return not self._lost
+
     def prepare(self, snapshot: str) -> None:
         """The snapshot is about to be published under this id, of all that was told."""
         if not self._lost and not self._tracking.prepare(snapshot):
             self._lose(Full("the tracker went away during the pass"))
 
     def commit(self, snapshot: str) -> None:
-        """It was published."""
-        if not self._lost and not self._tracking.commit(snapshot):
-            self._lose(Full("the tracker went away during the pass"))
+        """It was published. That this cannot be told is no failure: the next pass tells it by its parent."""
+        with contextlib.suppress(SourceError, RuntimeError):
+            if not self._lost and not self._tracking.commit(snapshot):
+                self._lose(Full("the tracker went away during the pass"))
 
     def _take(self) -> Written | None:
         if self._lost:
