@@ -15,6 +15,7 @@ from rehost.agent.used import used_blocks
 from rehost.agent.used_rules import LIVE, STATES
 
 _BUNDLES_AHEAD = 4
+_SYNC_SECONDS = 30.0
 
 
 def serve_used(context: Any, body: bytes) -> None:
@@ -24,7 +25,7 @@ def serve_used(context: Any, body: bytes) -> None:
     if state not in STATES:
         raise ValueError("the state %s is not known" % state)
     with Device(_area(told)) as device:
-        used = used_blocks(device, state, os.sync if state == LIVE else _nothing)
+        used = used_blocks(device, state, _written_out if state == LIVE else _nothing)
     step = 2 * block_kinds.RUNS_IN_FRAME
     codec = context.codec(1)
     for at in range(0, len(used.runs), step):
@@ -166,6 +167,13 @@ def _area(told: Dict[str, Any]) -> Area:
 
 def _object(body: bytes) -> Dict[str, Any]:
     return dict(json.loads(body.decode("ascii")))
+
+
+def _written_out() -> None:
+    """Have the system write what it holds in memory, without waiting for ever: another filesystem may hang."""
+    writing = threading.Thread(target=os.sync, daemon=True)
+    writing.start()
+    writing.join(_SYNC_SECONDS)
 
 
 def _nothing() -> None:

@@ -6,7 +6,6 @@ more, and Refused where the map cannot be had.
 """
 
 import importlib
-import os
 import struct
 import time
 from array import array
@@ -43,7 +42,7 @@ Used = NamedTuple(
 )
 
 
-def used_blocks(device: Device, state: str, settle: Callable[[], None] = os.sync) -> Used:
+def used_blocks(device: Device, state: str, settle: Callable[[], None]) -> Used:
     """The map of an area; `settle` has the system write what it holds in memory, before each reading.
 
     Raises OSError.

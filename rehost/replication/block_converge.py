@@ -16,6 +16,7 @@ from rehost.replication.block_index import BlockIndex
 from rehost.replication.block_transfer import EVERYTHING, BlockCopy, BlockReport, Runs, transfer_blocks
 from rehost.replication.store import Store
 from rehost.source.block_session import Area, BlockSession, DeviceState, UsedBlocks, blocks_of, runs_of
+from rehost.source.hold_errors import SnapshotFreezeLost
 
 STILL_SECONDS = 8.0  # that the last pass may take: the source lets go after ten
 _SMALL_BYTES = 64 << 20  # a pass that moved less is the last before the freeze
@@ -71,8 +72,9 @@ def converge(
     The first pass is over all that is in use, or `only`; further ones over what was written since the pass before
     began, until one moves little. The last is made inside `freeze()`. `written` is asked as each pass begins, so it
     must have watched since before this function was called; without it every pass reads everything again. Raises
-    NotConverging where the last pass would take longer than the source may hold still, or did, and what
-    transfer_blocks raises. Where a freeze ends early nothing of the last pass is used.
+    NotConverging where the last pass would take longer than the source may hold still, or did (`freeze` may also
+    tell of that by SnapshotFreezeLost on its way out), and what transfer_blocks and `freeze` raise. Of a pass whose
+    freeze ended early nothing is used.
     """
     live: dict[Area, DeviceState] = {area: "live" if area.mount_point is not None else "off" for area in areas}
     reports: list[BlockReport] = []
@@ -105,21 +107,25 @@ def converge(
 
     if written is None:
         allow({}, sum(report.used_bytes for report in reports[-1].areas))
-    with freeze() as frozen:
-        copy = transfer_blocks(
-            session,
-            store,
-            areas,
-            directory / "blocks.parquet",
-            parent=index,
-            state=lambda area: "still" if area.mount_point is not None else "off",
-            only=_only(areas, written() if written is not None else None),
-            allow=allow,
-            progress=_after(progress),
-        )
-        if frozen.ended():
-            reason = f"the freeze ended before the last pass of {copy.report.bytes_read >> 20} MiB did"
-            raise NotConverging(device=shown, reason=reason)
+    try:
+        with freeze() as frozen:
+            copy = transfer_blocks(
+                session,
+                store,
+                areas,
+                directory / "blocks.parquet",
+                parent=index,
+                state=lambda area: "still" if area.mount_point is not None else "off",
+                only=_only(areas, written() if written is not None else None),
+                allow=allow,
+                progress=_after(progress),
+            )
+            if frozen.ended():
+                reason = f"the freeze ended before the last pass of {copy.report.bytes_read >> 20} MiB did"
+                raise NotConverging(device=shown, reason=reason)
+    except SnapshotFreezeLost as error:
+        reason = f"the freeze ended after {error.facts.get('seconds')} s, before the last pass did"
+        raise NotConverging(device=shown, reason=reason) from error
     return Converged(copy, (*reports, copy.report))
 
 

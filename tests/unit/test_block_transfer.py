@@ -29,6 +29,7 @@ from rehost.source.block_images import ImageBlocks
 from rehost.source.block_open import open_blocks
 from rehost.source.block_session import BLOCK_BYTES, NEW, Area, BlockSession, Piece, areas, blocks_of, runs_of
 from rehost.source.connect import PathConnection
+from rehost.source.hold_errors import SnapshotFreezeLost
 from rehost.source.inventory import Disk, Partition
 from tests.support.block_images import area_of, assemble
 from tests.support.wire import inventory, lying_agent
@@ -321,16 +322,18 @@ def test_passes_converge_and_the_last_one_is_made_while_it_is_still(disk: Path, 
     assert again.passes[0].bytes_changed == BLOCK_BYTES
 
 
-@pytest.mark.parametrize(("early", "seconds", "freezes"), [(True, 1000.0, 1), (False, 0.0, 0)])
+@pytest.mark.parametrize(("early", "seconds", "freezes"), [("seen", 1000.0, 1), ("lost", 1000.0, 1), ("no", 0.0, 0)])
 def test_what_does_not_converge_is_an_error(
-    early: bool, seconds: float, freezes: int, disk: Path, store: Store, tmp_path: Path
+    early: str, seconds: float, freezes: int, disk: Path, store: Store, tmp_path: Path
 ) -> None:
     begun = []
 
     @contextlib.contextmanager
     def freeze() -> Iterator[Held]:
         begun.append(1)
-        yield Held(early)
+        yield Held(early == "seen")
+        if early == "lost":
+            raise SnapshotFreezeLost(host="server", seconds="10.0")
 
     with opened("agent") as session, pytest.raises(NotConverging):
         converge(
