@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -206,6 +207,13 @@ def test_a_copy_of_the_mapped_blocks_is_a_sound_btrfs_filesystem(options: tuple[
     put_garbage(image, used)
     target = copy(image, used, tmp_path / "copy")
     tool("btrfs", "check", "--check-data-csum", target)
+    # The checker is content with one copy of what is there twice; the map has both.
+    told = tool("btrfs", "inspect-internal", "dump-super", image)
+    root = next(line.split()[1] for line in told.splitlines() if line.startswith("root\t"))
+    mirrors = re.findall(r"physical (\d+)", tool("btrfs-map-logical", "-l", root, image))
+    assert mirrors
+    assert all(_inside(used, int(place) // BLOCK_BYTES) for place in mirrors)
+    assert len(mirrors) == (1 if "single" in options or "-M" in options else 2)
 
 
 def test_several_devices_of_btrfs_are_refused(tmp_path: Path) -> None:
