@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from benchmarks.blocks import raw_disk, sparse_disk, tracked_disk
 from benchmarks.directories import one_directory
 from benchmarks.files import debian_tree, million_files
 from benchmarks.measure import Row
@@ -39,6 +40,9 @@ def main() -> int:
         "directories": lambda scratch: [one_directory(scratch)],
         "files": lambda scratch: debian_tree(options.tree or server_tree().tar, scratch),
         "million": million_files,
+        "blocks": lambda scratch: raw_disk(options.tree or server_tree().tar, scratch),
+        "sparse": sparse_disk,
+        "tracking": tracked_disk,
     }
     parser.add_argument("--only", choices=cases, action="append", help="run this one; may be given again")
     options = parser.parse_args()

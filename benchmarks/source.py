@@ -14,6 +14,7 @@ from benchmarks.one_pass import Taken, Work
 from demo.server import PACKAGES, cache_folder
 from demo.sshd import Sshd
 from rehost.run import find, run
+from rehost.source.tracked_pass import remove_tracker
 
 HOUR = 3600.0
 _LOOK_SECONDS = 0.2
@@ -28,7 +29,13 @@ class Source:
 
     def take(self, root: Path, store: Path, **options: object) -> Taken:
         """One pass in a process of its own."""
-        fields = {"mode": "files", "connection": self._sshd.connection(), "root": str(root), "store": str(store)}
+        fields: dict[str, object] = {
+            "mode": "files",
+            "connection": self._sshd.connection(),
+            "root": str(root),
+            "store": str(store),
+            "wheels": str(cache_folder() / "wheels"),
+        }
         work = Work.model_validate(fields | options)
         with self._watched():
             argv = [sys.executable, "-m", "benchmarks.one_pass", work.model_dump_json()]
@@ -44,6 +51,12 @@ class Source:
         here = self._sshd.connection()
         remote = f"{here.user}@{here.host}:{source}/"
         run(["rsync", "-aHAX", "--delete", "-e", shell, remote, f"{target}/"], timeout=HOUR)
+
+    def remove_tracker(self, job: str) -> None:
+        """Take the tracker of a job away."""
+        told = remove_tracker(self._sshd.connection(), job)
+        if told is not None:
+            print(told, file=sys.stderr)
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
