@@ -14,8 +14,7 @@ from rehost.errors import SourceError
 from rehost.ids import new_id
 from rehost.replication.open_store import open_store
 from rehost.replication.snapshots import Snapshot
-from rehost.replication.transfer import TransferReport
-from rehost.replication.transfer import transfer as transfer_content
+from rehost.replication.transfer import TransferReport, transfer as transfer_content
 from rehost.settings import settings
 from tasks.block_pass import blocks_of_pass, tracked_pass
 from tasks.holding import Holding

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from rehost.agent import block_kinds
-from rehost.agent.block_device import Area as DeviceArea
-from rehost.agent.block_device import Device
+from rehost.agent.block_device import Area as DeviceArea, Device
 from rehost.agent.blocks import BlockReader, Found
 from rehost.agent.used import used_blocks
 from rehost.errors import SourceImageDamaged

@@ -27,8 +27,7 @@ from rehost.source.block_session import BLOCK_BYTES, Area
 from rehost.source.connect import PathConnection
 from rehost.source.inventory import Disk, Partition
 from rehost.source.tracked_pass import TrackedPass, remove_tracker
-from tests.integration.test_tracking import DISK, eventually, instances, reason, run
-from tests.integration.test_tracking import Disk as LoopDisk
+from tests.integration.test_tracking import DISK, Disk as LoopDisk, eventually, instances, reason, run
 from tests.support.wire import inventory, volume
 
 pytestmark = pytest.mark.skipif(bool(reason), reason=reason)

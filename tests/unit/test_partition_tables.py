@@ -10,8 +10,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rehost.errors import SourceImageDamaged, SourceUnsupported
 from rehost.source.partition_tables import BIOS_BOOT_TYPE, ESP_TYPE, PartitionTable, read_table

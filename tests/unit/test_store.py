@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rehost.errors import (
     ManifestInvalid,
@@ -32,8 +31,7 @@ from rehost.errors import (
     StoreUnreadable,
 )
 from rehost.ids import new_id
-from rehost.replication import chunk_map, packs, snapshot_tables
-from rehost.replication import store as store_module
+from rehost.replication import chunk_map, packs, snapshot_tables, store as store_module
 from rehost.replication.backends import local
 from rehost.replication.bundles import RAW, ZLIB, ZSTD, BadBundle, Bundle, unpack
 from rehost.replication.compression import compress

@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rehost.errors import StoreChunkMissing
 from rehost.replication.manifest import CHUNK_BYTES, Chunk, Entry, table_of, validate
