@@ -11,6 +11,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Callable, Deque, Iterable, Iterator, List, Tuple
 
+from rehost.agent import protocol
 from rehost.agent.block_device import BLOCK_BYTES, Area, Device
 from rehost.agent.block_kinds import BLAKE2, HASH_BYTES, NEW, SAME, XXH3, ZERO
 
@@ -38,9 +39,7 @@ class Found(object):
 def digest_of(name: str) -> Digest:
     """The hash that finds what changed, 16 bytes. Raises ImportError, ValueError."""
     if name == XXH3:
-        import xxhash
-
-        return xxhash.xxh3_128_digest  # type: ignore[no-any-return,unused-ignore]
+        return protocol.xxh3_128()
     if name == BLAKE2:
         return lambda content: hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
     raise ValueError("the hash %s is not known" % name)

@@ -3,7 +3,7 @@
 import struct
 import sys
 import zlib
-from typing import Any, List, Tuple
+from typing import Any, Callable, List, Tuple
 
 try:
     import zstandard
@@ -138,3 +138,10 @@ def hashes() -> List[str]:
     except ImportError:
         return ["sha256"]
     return ["sha256", "xxh3_128"] if hasattr(xxhash, "xxh3_128") else ["sha256"]
+
+
+def xxh3_128() -> Callable[[Any], bytes]:
+    """XXH3 of 128 bits, as bytes. Raises ImportError where it is not there, nor was handed over."""
+    import xxhash
+
+    return xxhash.xxh3_128_digest  # type: ignore[no-any-return,unused-ignore]
