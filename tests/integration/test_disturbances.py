@@ -7,6 +7,7 @@ which ones.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import random
@@ -15,22 +16,27 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from benchmarks.one_pass import Taken, Work
 from demo.sshd import Sshd
+from rehost.replication.block_transfer import parent_index
 from rehost.replication.export import export_tree
 from rehost.replication.manifest import CHUNK_BYTES
 from rehost.replication.store import Store
 from rehost.replication.tree import Tree
 from rehost.run import Process, spawn
+from rehost.source.block_session import BLOCK_BYTES
+from tests.support.block_images import assemble
 from tests.support.faulty_link import FaultyLink
 from tests.support.trees import assert_same_tree
 
 _CUTS = int(os.environ.get("REHOST_TEST_CUTS", "8"))
 _KILLS = int(os.environ.get("REHOST_TEST_KILLS", "4"))
 _SEED = int(os.environ.get("REHOST_TEST_SEED", "1"))
+_DISK_BLOCKS = 320
 _PASS_SECONDS = 120.0
 _WORDS = 400_000  # bytes of a pass beside content: keys, greeting, rows, questions
 _IN_FLIGHT = 24 << 20  # what may have been said and not be in the store when a process is killed
@@ -45,35 +51,101 @@ def link(sshd: Sshd) -> Iterator[FaultyLink]:
         made.close()
 
 
-class Campaign:
-    """A tree, a store, and passes between them that are disturbed."""
+class FileSource:
+    """A tree of large and small files that do not compress."""
 
-    def __init__(self, sshd: Sshd, link: FaultyLink, folder: Path) -> None:
+    mode: Literal["files", "blocks"] = "files"
+
+    def __init__(self, folder: Path, draw: random.Random) -> None:
+        self.root = folder / "tree"
+        self._draw = draw
+        (self.root / "many").mkdir(parents=True)
+
+    def change(self) -> None:
+        """Write some files anew, take some away."""
+        draw = self._draw
+        for number in range(24):
+            if draw.random() < 0.5:
+                (self.root / f"large-{number}").write_bytes(draw.randbytes(draw.randrange(1, 2_500_000)))
+        for number in range(300):
+            if draw.random() < 0.5:
+                (self.root / "many" / f"{number}").write_bytes(draw.randbytes(draw.randrange(1, 20_000)))
+        for name in draw.sample(sorted(self.root.glob("many/*")), 10):
+            name.unlink()
+
+    def chunks(self) -> dict[bytes, int]:
+        """What the store must have: names and lengths."""
+        return {
+            hashlib.sha256(piece).digest(): len(piece)
+            for path in self.root.rglob("*")
+            if path.is_file()
+            for piece in _pieces(path, CHUNK_BYTES)
+        }
+
+    def compare(self, store: Store, snapshot: str, back: Path) -> None:
+        """The snapshot is the tree as it is now."""
+        export_tree(Tree(store.files(snapshot), store), back)
+        assert_same_tree(self.root, back)
+
+
+class BlockSource:
+    """A disk of which some blocks are zeros and the others do not compress."""
+
+    mode: Literal["files", "blocks"] = "blocks"
+
+    def __init__(self, folder: Path, draw: random.Random) -> None:
+        self.root = folder / "disk.raw"
+        self._draw = draw
+        with self.root.open("wb") as file:
+            file.truncate(_DISK_BLOCKS * BLOCK_BYTES + 512)
+
+    def change(self) -> None:
+        """Write some blocks anew, zero some."""
+        draw = self._draw
+        with self.root.open("r+b") as file:
+            for number in range(_DISK_BLOCKS):
+                if draw.random() < 0.5:
+                    file.seek(number * BLOCK_BYTES)
+                    file.write(draw.randbytes(BLOCK_BYTES) if draw.random() < 0.8 else bytes(BLOCK_BYTES))
+
+    def chunks(self) -> dict[bytes, int]:
+        """What the store must have: names and lengths."""
+        return {
+            hashlib.sha256(piece).digest(): len(piece)
+            for piece in _pieces(self.root, BLOCK_BYTES)
+            if piece.strip(b"\0")
+        }
+
+    def compare(self, store: Store, snapshot: str, back: Path) -> None:
+        """The snapshot is the disk as it is now."""
+        index = parent_index(store, snapshot)
+        assert index is not None
+        assert filecmp.cmp(self.root, assemble(index, 0, store, back), shallow=False)
+
+
+def _pieces(path: Path, size: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(size):
+            yield piece
+
+
+class Campaign:
+    """A source, a store, and passes between them that are disturbed."""
+
+    def __init__(self, kind: type[FileSource | BlockSource], sshd: Sshd, link: FaultyLink, folder: Path) -> None:
         self._sshd, self._link, self._folder = sshd, link, folder
-        self._random = random.Random(_SEED)
-        self._tree, self._store = folder / "tree", folder / "store"
+        self._random = random.Random(f"{_SEED} {kind.mode}")
+        self._source, self._store = kind(folder, self._random), folder / "store"
         self._parent: str | None = None
         known_hosts = folder / "known_hosts"
         known_hosts.write_text(sshd.known_host("host_key").replace(str(sshd.port), str(link.port)))
         self._connection = sshd.connection(port=link.port, known_hosts=str(known_hosts))
-        self.faults = ["cut"] * _CUTS + ["worker", "agent"] * (_KILLS // 2) + ["worker"] * (_KILLS % 2)
+        self.faults = ["cut"] * (_CUTS // 2) + ["worker"] * -(-_KILLS // 4) + ["agent"] * (_KILLS // 4)
         self._random.shuffle(self.faults)
-        (self._tree / "many").mkdir(parents=True)
-
-    def change(self) -> None:
-        """Write some files anew, grow some, take some away."""
-        draw = self._random
-        for number in range(24):
-            if draw.random() < 0.5:
-                (self._tree / f"large-{number}").write_bytes(draw.randbytes(draw.randrange(1, 2_500_000)))
-        for number in range(300):
-            if draw.random() < 0.5:
-                (self._tree / "many" / f"{number}").write_bytes(draw.randbytes(draw.randrange(1, 20_000)))
-        for name in draw.sample(sorted(self._tree.glob("many/*")), 10):
-            name.unlink()
 
     def copy(self) -> None:
-        """Pass after pass, most of them disturbed, until one ends well; then compare."""
+        """Change the source, then pass after pass, most of them disturbed, until one ends well; then compare."""
+        self._source.change()
         while True:
             before = self._lacking()
             fault = self.faults[-1] if self.faults and self._random.random() < 0.9 else None
@@ -85,18 +157,11 @@ class Campaign:
             assert self._link.said - arrived <= _IN_FLIGHT
         self._parent = taken.snapshot
         with Store.open(self._store) as store:
-            export_tree(Tree(store.files(taken.snapshot), store), self._folder / f"back-{taken.snapshot}")
-        assert_same_tree(self._tree, self._folder / f"back-{taken.snapshot}")
+            self._source.compare(store, taken.snapshot, self._folder / f"back-{taken.snapshot}")
 
     def _lacking(self) -> int:
-        """Bytes of the tree's content that are not in the store."""
-        chunks = {}
-        for path in self._tree.rglob("*"):
-            if path.is_file():
-                content = path.read_bytes()
-                for at in range(0, len(content), CHUNK_BYTES):
-                    piece = content[at : at + CHUNK_BYTES]
-                    chunks[hashlib.sha256(piece).digest()] = len(piece)
+        """Bytes of the source's content that are not in the store."""
+        chunks = self._source.chunks()
         with Store.open(self._store) as store:
             there = store.has(list(chunks))
         return sum(size for size, here in zip(chunks.values(), there, strict=True) if not here)
@@ -104,9 +169,9 @@ class Campaign:
     def _pass(self, fault: str | None, after: int) -> Taken | None:
         """One pass in a process of its own; None where it was broken, which then was our doing."""
         work = Work(
-            mode="files",
+            mode=self._source.mode,
             connection=self._connection,
-            root=str(self._tree),
+            root=str(self._source.root),
             store=str(self._store),
             parent=self._parent,
             level=0,
@@ -151,10 +216,10 @@ def _command(pid: int) -> bytes:
 
 
 @pytest.mark.timeout(60 * (_CUTS + _KILLS))
+@pytest.mark.parametrize("kind", [FileSource, BlockSource])
 def test_a_copy_that_is_disturbed_again_and_again_ends_equal_to_its_source(
-    sshd: Sshd, link: FaultyLink, tmp_path: Path
+    kind: type[FileSource | BlockSource], sshd: Sshd, link: FaultyLink, tmp_path: Path
 ) -> None:
-    campaign = Campaign(sshd, link, tmp_path)
+    campaign = Campaign(kind, sshd, link, tmp_path)
     while campaign.faults:
-        campaign.change()
         campaign.copy()
