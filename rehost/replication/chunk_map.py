@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from rehost.replication.manifest import SHA256_BYTES
-from rehost.replication.pack_index import NAME, BundleAt, Bundles, ChunkTable, Location
+from rehost.replication.pack_index import (
+    NAME,
+    BundleAt,
+    Bundles,
+    ChunkTable,
+    Location,
+    columns_of_index,
+    columns_of_locations,
+    columns_of_record,
+)
 from rehost.replication.packs import Record
 
-_RECENT_CHUNKS = 8192  # new chunks kept in a dict before they move into sorted arrays
+_RECENT_CHUNKS = 1024  # new chunks kept in a dict before they move into sorted arrays; more at once go there directly
 _SHARE = 4  # a table is merged with the one before it unless it is smaller by this: few tables, each merged seldom
 
 
@@ -65,22 +74,26 @@ class ChunkMap:
         """A boolean for each of these names: its chunk is there."""
         return self.positions(names) >= 0
 
-    def add_indexes(self, indexes: Mapping[int, pa.Table]) -> None:
-        """Take in the indexes of packs, by the pack's number."""
-        new = [ChunkTable.of_index(table, pack, self._bundles) for pack, table in indexes.items()]
-        self._add(ChunkTable.merged(new))
+    def add_indexes(self, indexes: Iterable[tuple[int, pa.Table]]) -> None:
+        """Take in the indexes of packs, each with the pack's number; none is held while the next one is made."""
+        parts = [columns_of_index(table, pack, self._bundles) for pack, table in indexes]
+        if parts:
+            self._add(ChunkTable(parts))
 
     def add_record(self, pack: int, record: Record) -> None:
         """Take in the record that was just written to a pack."""
         row = [pack, record.offset, record.chunks, record.stored_length, record.raw_length, record.codec]
         bundle = self._bundles.add(np.array([row], np.uint32))
+        if record.chunks >= _RECENT_CHUNKS:
+            self._add(ChunkTable([columns_of_record(record, bundle)]))
+            return
         names, at = record.names, 0
         for number, length in enumerate(record.lengths.tolist()):
             name = names[number * SHA256_BYTES : (number + 1) * SHA256_BYTES]
             self._recent[name] = Location(bundle, at, length)
             at += length
         if len(self._recent) >= _RECENT_CHUNKS:
-            self._add(ChunkTable.of_locations(self._recent))
+            self._add(ChunkTable([columns_of_locations(self._recent)]))
             self._recent = {}
 
     def _add(self, table: ChunkTable) -> None:

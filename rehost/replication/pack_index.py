@@ -32,6 +32,7 @@ _OF_RECORDS = ("offset", "chunks", "stored_length", "raw_length", "codec")  # th
 # Names are compared as 32-byte strings. NumPy leaves off zero bytes at the end when it takes one out as Python bytes,
 # but compares all of them: two names of 32 bytes are equal here only if they are.
 NAME = np.dtype("S32")
+_WORDS = SHA256_BYTES // 8
 
 
 class Location(NamedTuple):
@@ -150,69 +151,92 @@ class Bundles:
         return np.flatnonzero(np.isin(self._rows[: self._count, 0], np.array(packs, np.uint32)))
 
 
+Columns = list[np.ndarray]
+"""What is known of chunks, in no order: four columns of the words of their names, then bundles, places, lengths."""
+
+
+def columns_of_index(index: pa.Table, pack: int, bundles: Bundles) -> Columns:
+    """The chunks of a pack's index, in memory of their own; its bundles are added to the others."""
+    offsets = index["offset"].to_numpy()
+    _, first, number = np.unique(offsets, return_index=True, return_inverse=True)
+    rows = np.stack([index[name].to_numpy()[first].astype(np.uint32) for name in _OF_RECORDS], axis=1)
+    begin = bundles.add(np.concatenate([np.full((len(rows), 1), pack, np.uint32), rows], axis=1))
+    numbers = ((begin + number), index["place"].to_numpy(), index["length"].to_numpy())
+    return [*_words(names_of(index["sha256"])), *(column.astype(np.uint32) for column in numbers)]
+
+
+def columns_of_record(record: Record, bundle: int) -> Columns:
+    """The chunks of a record, whose bundle has that number."""
+    ends = np.cumsum(record.lengths, dtype=np.int64)
+    numbers = (np.full(record.chunks, bundle), ends - record.lengths, record.lengths)
+    names = np.frombuffer(record.table, NAME, record.chunks)
+    return [*_words(names), *(column.astype(np.uint32) for column in numbers)]
+
+
+def columns_of_locations(locations: Mapping[bytes, Location]) -> Columns:
+    """These chunks."""
+    numbers = np.array(list(locations.values()), np.uint32).reshape(-1, len(Location._fields))
+    return [*_words(np.frombuffer(b"".join(locations), NAME)), *(column.copy() for column in numbers.T)]
+
+
+def _words(names: np.ndarray) -> Columns:
+    """The names as four columns of 64 bits."""
+    return [column.copy() for column in names.view(np.uint64).reshape(-1, _WORDS).T]
+
+
 class ChunkTable:
-    """Sorted arrays, never changed: 44 bytes a chunk."""
+    """Chunks sorted by the first word of their names, never changed: 44 bytes a chunk.
 
-    def __init__(self, names: np.ndarray, bundles: np.ndarray, places: np.ndarray, lengths: np.ndarray) -> None:
-        self._names, self._bundles, self._places, self._lengths = names, bundles, places, lengths
+    A word is as good as the whole name for finding a place among names that are digests; the rest is compared then.
+    Columns stand by themselves, so that putting tables together needs room for one column more and not for all.
+    """
 
-    @classmethod
-    def of_index(cls, index: pa.Table, pack: int, bundles: Bundles) -> ChunkTable:
-        """The chunks of a pack's index; its bundles are added to the others."""
-        offsets = index["offset"].to_numpy()
-        _, first, number = np.unique(offsets, return_index=True, return_inverse=True)
-        rows = np.stack([index[name].to_numpy()[first].astype(np.uint32) for name in _OF_RECORDS], axis=1)
-        begin = bundles.add(np.concatenate([np.full((len(rows), 1), pack, np.uint32), rows], axis=1))
-        return cls(
-            names_of(index["sha256"]), begin + number, index["place"].to_numpy(), index["length"].to_numpy()
-        )._sorted()
-
-    @classmethod
-    def of_locations(cls, locations: Mapping[bytes, Location]) -> ChunkTable:
-        """These chunks."""
-        numbers = np.array(list(locations.values()), np.uint32).reshape(-1, 3)
-        return cls(np.frombuffer(b"".join(locations), NAME), *numbers.T)._sorted()
+    def __init__(self, parts: Sequence[Columns]) -> None:
+        """Of all these columns, which are taken out of their lists one after the other."""
+        order = np.argsort(np.concatenate([part[0] for part in parts]), kind="stable")
+        self._columns: Columns = []
+        for _ in range(_WORDS + len(Location._fields)):
+            self._columns.append(np.concatenate([part.pop(0) for part in parts])[order])
 
     @classmethod
     def merged(cls, tables: Sequence[ChunkTable]) -> ChunkTable:
         """The chunks of all of them."""
-        return cls(
-            np.concatenate([table._names for table in tables]),
-            np.concatenate([table._bundles for table in tables]),
-            np.concatenate([table._places for table in tables]),
-            np.concatenate([table._lengths for table in tables]),
-        )._sorted()
-
-    def _sorted(self) -> ChunkTable:
-        order = np.argsort(self._names, kind="stable")
-        return self._taken(order)
-
-    def _taken(self, which: np.ndarray) -> ChunkTable:
-        return ChunkTable(
-            self._names[which],
-            self._bundles[which].astype(np.uint32, copy=False),
-            self._places[which].astype(np.uint32, copy=False),
-            self._lengths[which].astype(np.uint32, copy=False),
-        )
+        return cls([list(table._columns) for table in tables])
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._columns[0])
 
     def without_bundles(self, bundles: np.ndarray) -> ChunkTable:
         """These chunks without those of some bundles."""
-        return self._taken(~np.isin(self._bundles, bundles))
+        left = ~np.isin(self._columns[_WORDS], bundles)
+        return ChunkTable([[column[left] for column in self._columns]])
 
     def find(self, name: bytes) -> Location | None:
         """Where the chunk of that name is."""
-        wanted = np.frombuffer(name, NAME)
-        at = int(self._names.searchsorted(wanted)[0])
-        if at < len(self._names) and self._names[at] == wanted[0]:
-            return Location(int(self._bundles[at]), int(self._places[at]), int(self._lengths[at]))
-        return None
+        at = int(self._places(np.frombuffer(name, NAME))[0])
+        return None if at < 0 else Location(*(int(column[at]) for column in self._columns[_WORDS:]))
 
     def positions(self, names: np.ndarray) -> np.ndarray:
         """For each of these names the number of its bundle, or -1, all at once."""
-        if not len(self._names):
-            return np.full(len(names), -1, np.int64)
-        at = np.minimum(self._names.searchsorted(names), len(self._names) - 1)
-        return np.where(self._names[at] == names, self._bundles[at].astype(np.int64), -1)
+        at = self._places(names)
+        found = np.full(len(names), -1, np.int64)
+        there = at >= 0
+        found[there] = self._columns[_WORDS][at[there]]
+        return found
+
+    def _places(self, names: np.ndarray) -> np.ndarray:
+        """For each of these names its row, or -1."""
+        wanted = names.view(np.uint64).reshape(-1, _WORDS)
+        found = np.full(len(names), -1, np.int64)
+        at = self._columns[0].searchsorted(wanted[:, 0])
+        open_ = np.arange(len(names))
+        while len(open_):  # once; again only for names whose first word is another name's too
+            open_ = open_[at[open_] < len(self)]
+            open_ = open_[self._columns[0][at[open_]] == wanted[open_, 0]]
+            same = np.ones(len(open_), bool)
+            for number in range(1, _WORDS):
+                same &= self._columns[number][at[open_]] == wanted[open_, number]
+            found[open_[same]] = at[open_[same]]
+            open_ = open_[~same]
+            at[open_] += 1
+        return found

@@ -145,13 +145,11 @@ class Store:
             indexes = _of_kind(self._backend.list("indexes"), ".parquet")
             packs = _of_kind(self._backend.list("packs"), ".pack")
             gone = [number for pack, number in self._numbers.items() if pack not in packs and number not in self._own]
-            new = {}
-            for pack in sorted((indexes.keys() & packs.keys()) - self._numbers.keys()):
-                table = self._load_index(pack, packs[pack])
-                if table is not None:
-                    new[self._number(pack)] = table
+            new = sorted((indexes.keys() & packs.keys()) - self._numbers.keys())
             if new:
-                self._chunks.add_indexes(new)
+                tables = ((pack, self._load_index(pack, packs[pack])) for pack in new)
+                self._chunks.add_indexes((self._number(pack), table) for pack, table in tables if table is not None)
+                pa.default_memory_pool().release_unused()
             if gone:
                 self._forget(gone)
 
