@@ -41,7 +41,6 @@ CHUNK_BYTES = 1 << 20  # content is cut at multiples of this, from the start of 
 _PAUSES = (0.05, 0.25)  # seconds before a file that changed is read again
 _TICK_SECONDS = 0.02  # clocks of filesystems go by ticks of the kernel, 1 to 10 ms
 _PACKED_AHEAD = 16  # bundles that are packed or being packed, and not sent yet
-_SECTOR = 512  # the unit of st_blocks
 
 Request = Tuple[int, bytes]
 # request, size, mtime, ctime, unstable, attempt, number of chunks
@@ -256,8 +255,14 @@ def _hashed(batch: _Batch) -> Tuple[_Batch, bytes]:
 def _pieces(fd: int, status: os.stat_result) -> Iterable[Tuple[int, int]]:
     """Offset and length of what is data, cut at multiples of CHUNK_BYTES; holes are left out."""
     size = status.st_size
-    if size <= CHUNK_BYTES and status.st_blocks * _SECTOR >= size:
-        return ((0, size),) if size else ()  # as almost all files are: short, and without room for a hole
+    if 0 < size <= CHUNK_BYTES:
+        # As almost all files are: short, and without a hole. The number of blocks would not tell: it counts those of
+        # extended attributes too.
+        try:
+            if os.lseek(fd, 0, os.SEEK_HOLE) >= size:
+                return ((0, size),)
+        except OSError:  # a filesystem that cannot tell
+            pass
     return _pieces_by_holes(fd, size)
 
 

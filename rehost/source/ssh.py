@@ -20,8 +20,9 @@ from rehost.source.connect import SshConnection
 
 CONNECT_SECONDS = 15
 _NO_PYTHON = "rehost: no python"
+# The system's own first: what a user's PATH has before it may be a script that takes longer to start than the agent.
 _PYTHONS = (
-    "python3 /usr/bin/python3 /usr/local/bin/python3 /usr/libexec/platform-python "
+    "/usr/bin/python3 python3 /usr/local/bin/python3 /usr/libexec/platform-python "
     "python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 python3.7 python3.6"
 )
 

@@ -46,6 +46,20 @@ def restore(store: Store, snapshot: Snapshot, directory: Path) -> ExportReport:
     return export_tree(Tree(store.files(snapshot.id), store), directory)
 
 
+def test_a_short_hole_with_attributes_that_need_a_block_arrives_as_a_hole(tmp_path: Path) -> None:
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    (origin / "hole").touch()
+    os.truncate(origin / "hole", 2000)
+    os.setxattr(origin / "hole", "user.long", b"x" * 3000)
+    if not (origin / "hole").stat().st_blocks:
+        pytest.skip("this filesystem counts no block for attributes")
+    with Store.open(tmp_path / "store") as store:
+        snapshot, _ = take(origin, store, tmp_path)
+        rows = store.files(snapshot.id).select(["path", "size", "chunks"]).to_pylist()
+    assert rows[1] == {"path": b"hole", "size": 2000, "chunks": []}
+
+
 def test_a_nasty_tree_is_restored_in_every_attribute(tmp_path: Path) -> None:
     origin, restored = tmp_path / "origin", tmp_path / "restored"
     origin.mkdir()

@@ -231,6 +231,10 @@ def test_a_killed_control_side_leaves_no_process(sshd: Sshd) -> None:
 Fake = Callable[..., SshConnection]
 
 
+# The Pythons of the system are not found where they are.
+_ONLY_OF_PATH = 'command=$(printf "%s" "$command" | sed "s,/usr/,/none/,g")'
+
+
 @pytest.fixture
 def fake_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     """A connection whose ssh is a script: `before` runs first, then the remote command, by `runner`."""
@@ -282,8 +286,14 @@ def test_sudo_is_used_where_it_is_asked_for(fake_ssh: Fake, tmp_path: Path) -> N
 def test_a_server_without_python_is_told_of(fake_ssh: Fake) -> None:
     old = "#!/bin/sh\nexit 95\n"  # as one that is too old answers
     programs = dict.fromkeys(["python3", *(f"python3.{minor}" for minor in range(6, 15))], old)
-    before = 'command=$(printf "%s" "$command" | sed "s,/usr/,/none/,g")'
-    assert isinstance(_refusal(fake_ssh(before=before, programs=programs)), SourceLacksPython)
+    assert isinstance(_refusal(fake_ssh(before=_ONLY_OF_PATH, programs=programs)), SourceLacksPython)
+
+
+def test_the_python_of_the_system_comes_before_that_of_the_path(fake_ssh: Fake) -> None:
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("the system has no Python of its own")
+    with open_session(fake_ssh(programs={"python3": "#!/bin/sh\nexit 3\n"})) as session:
+        assert session.bytes_on_wire() > 0
 
 
 def _pythons() -> list[str]:
@@ -301,7 +311,7 @@ def test_the_agent_runs_on_other_pythons(fake_ssh: Fake, tmp_path: Path, python:
     tree = tmp_path / "tree"
     tree.mkdir()
     make_nasty_tree(tree)
-    fake_ssh(programs={"python3": f'#!/bin/sh\nexec {python} "$@"\n'})
+    fake_ssh(before=_ONLY_OF_PATH, programs={"python3": f'#!/bin/sh\nexec {python} "$@"\n'})
     with Store.open(tmp_path / "store") as store:
         with _on_tree(SshConnection(host="server.example"), tree, compress_level=6) as session:
             assert session.hello.python in python
