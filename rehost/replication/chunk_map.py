@@ -111,27 +111,27 @@ class ChunkMap:
 
 
 class BundleCache:
-    """The contents of the bundles used last, by number, within a bound in bytes. Safe for threads."""
+    """The contents of the bundles used last, by where they are, within a bound in bytes. Safe for threads."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._contents: OrderedDict[int, bytes] = OrderedDict()
+        self._contents: OrderedDict[BundleAt, bytes] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, number: int) -> bytes | None:
+    def get(self, bundle: BundleAt) -> bytes | None:
         """The content of that bundle, if it is at hand."""
         with self._lock:
-            content = self._contents.get(number)
+            content = self._contents.get(bundle)
             if content is not None:
-                self._contents.move_to_end(number)
+                self._contents.move_to_end(bundle)
             return content
 
-    def put(self, number: int, content: bytes) -> None:
+    def put(self, bundle: BundleAt, content: bytes) -> None:
         """Keep a content, and let those go that were not used for longest."""
         with self._lock:
-            if number not in self._contents:
-                self._contents[number] = content
+            if bundle not in self._contents:
+                self._contents[bundle] = content
                 self._bytes += len(content)
             while self._bytes > self._bytes_max:
                 self._bytes -= len(self._contents.popitem(last=False)[1])

@@ -31,6 +31,12 @@ def write_files(files: Path | pa.Table, target: Path) -> None:
     _fsync(target)
 
 
+def check_files(path: Path) -> None:
+    """Refuse a files table that is none or breaks a rule. Raises ManifestInvalid, StoreUnreadable."""
+    _open(path, FILES_SCHEMA).close()
+    validate_file(path)
+
+
 def write_blocks(blocks: Path, target: Path) -> None:
     """Write the blocks table of a snapshot, durably. Raises StoreUnreadable."""
     _open(blocks, BLOCKS_SCHEMA).close()

@@ -145,6 +145,15 @@ class Snapshots:
         except OSError as error:
             raise storage_error(error, f"{self._backend.shown}/{name}") from error
 
+    def kinds(self, snapshot_id: str) -> list[TableKind]:
+        """The tables that a snapshot has."""
+        name = self._name(snapshot_id)
+        kinds: tuple[TableKind, ...] = ("files", "blocks")
+        try:
+            return [kind for kind in kinds if self._backend.size(f"{name}/{kind}.parquet") is not None]
+        except OSError as error:
+            raise storage_error(error, f"{self._backend.shown}/{name}") from error
+
     def ids(self) -> list[str]:
         """The ids of all snapshots."""
         try:

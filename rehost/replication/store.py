@@ -4,6 +4,8 @@
     packs/ID.pack             sealed packs; ID.partial while one is written
     indexes/ID.parquet        the index of a pack, written after it
     snapshots/n-ID/           snapshot.json, and the tables of files and blocks
+    leases/store-ID           somebody has the store open
+    condemned/ID.json         packs that are about to go (see care/condemned.py)
 
 It lies in a folder or in a bucket (see backends). Several processes may use one store at once: what is published is
 never changed, each writer has a pack of its own, and a lock that is free tells that its writer died.
@@ -19,7 +21,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -30,8 +32,11 @@ import pyarrow as pa
 
 from rehost.errors import StoreChunkCorrupt, StoreChunkMissing, StoreError, StoreUnreadable
 from rehost.replication.backends.interface import Backend
+from rehost.replication.backends.leases import Lease
 from rehost.replication.backends.local import LocalFolder
 from rehost.replication.bundles import BUNDLE_BYTES, RAW, ZSTD, BadBundle, Bundle, unpack
+from rehost.replication.care import condemned
+from rehost.replication.care.alone import still_held
 from rehost.replication.chunk_map import BundleCache, ChunkMap
 from rehost.replication.compression import DEFAULT_LEVEL, compress
 from rehost.replication.manifest import SHA256_BYTES
@@ -59,8 +64,11 @@ _CACHE_BYTES = 64 << 20  # unpacked bundles kept for the next reader
 class Store:
     """Chunks by name, and snapshots. A ChunkReader. Safe for threads; a context manager that flushes at its end."""
 
-    def __init__(self, backend: Backend, compress_level: int) -> None:
+    def __init__(self, backend: Backend, compress_level: int, lease: Lease, condemned: Collection[str]) -> None:
         self._backend = backend
+        self._lease = lease
+        self._condemned = condemned
+        self._going: ChunkMap | None = None  # what only they hold, once somebody reads it
         self._level = compress_level or DEFAULT_LEVEL
         self._snapshots = Snapshots(backend)
         self._lock = threading.RLock()  # around all below; never held while compressing, hashing or waiting for a disk
@@ -91,17 +99,23 @@ class Store:
         if not 0 <= compress_level <= 9:
             raise ValueError("compress_level is 0 to 9")
         shown = "the store"
+        lease: Lease | None = None
         try:
             place = backend()
             shown = place.shown
-            place.prepare()
-            _check_config(place)
-            store = cls(place, compress_level)
+            prepare(place)
+            # In this order: what is condemned after the lease was taken stays as long as it is held.
+            lease = place.lease("store")
+            store = cls(place, compress_level, lease, condemned.packs(place))
             store._snapshots.clean()
             store._refresh()
             store._recover()
-        except OSError as error:
-            raise storage_error(error, shown) from error
+        except BaseException as error:
+            if lease is not None:
+                lease.release()
+            if isinstance(error, OSError):
+                raise storage_error(error, shown) from error
+            raise
         return store
 
     def __enter__(self) -> Self:
@@ -126,6 +140,7 @@ class Store:
                     writer.release()  # what could not be published is for the next store of this machine
                 self._own.clear()
                 self._current = None
+            self._lease.release()
             self._backend.close()
 
     # --- looking up
@@ -145,7 +160,7 @@ class Store:
             indexes = _of_kind(self._backend.list("indexes"), ".parquet")
             packs = _of_kind(self._backend.list("packs"), ".pack")
             gone = [number for pack, number in self._numbers.items() if pack not in packs and number not in self._own]
-            new = sorted((indexes.keys() & packs.keys()) - self._numbers.keys())
+            new = sorted((indexes.keys() & packs.keys()) - self._numbers.keys() - set(self._condemned))
             if new:
                 tables = ((pack, self._load_index(pack, packs[pack])) for pack in new)
                 self._chunks.add_indexes((self._number(pack), table) for pack, table in tables if table is not None)
@@ -206,9 +221,14 @@ class Store:
         if at is None:
             self._refresh()
             at = self._chunks.find(sha256)
+        chunks = self._chunks
+        if at is None:
+            # Of a snapshot that was published after its packs were condemned: the next collection sets them free.
+            chunks = self._condemned_chunks()
+            at = chunks.find(sha256)
         if at is None:
             raise StoreChunkMissing(sha256=sha256.hex())
-        bundle = self._chunks.bundle(at.bundle)
+        bundle = chunks.bundle(at.bundle)
         pack = self._pack_ids[bundle.pack]
         try:
             return self._chunk(at, bundle, sha256)
@@ -219,22 +239,37 @@ class Store:
         except OSError as error:
             raise storage_error(error, f"{self._backend.shown}/packs/{pack}") from error
 
+    def _condemned_chunks(self) -> ChunkMap:
+        with self._lock:
+            if self._going is None:
+                going = ChunkMap()
+                packs = _of_kind(self._backend.list("packs"), ".pack") if self._condemned else {}
+                for pack in sorted(packs.keys() & set(self._condemned)):
+                    table = self._load_index(pack, packs[pack])
+                    if table is not None:
+                        self._pack_ids.append(pack)
+                        going.add_indexes([(len(self._pack_ids) - 1, table)])
+                self._going = going
+            return self._going
+
     def _chunk(self, at: Location, bundle: BundleAt, sha256: bytes) -> bytes:
         if at.length == bundle.raw_length:  # nobody else wants it
             content = unpack(bundle.codec, self._payload(bundle), bundle.raw_length)
         else:
-            content = self._cache.get(at.bundle) or self._unpacked(at.bundle, bundle)
+            content = self._cache.get(bundle) or self._unpacked(bundle)
         chunk = content[at.place : at.place + at.length]
         if hashlib.sha256(chunk).digest() != sha256:
             raise BadBundle("its content is damaged")
         return chunk
 
-    def _unpacked(self, number: int, bundle: BundleAt) -> bytes:
-        with self._unpacking[number % len(self._unpacking)]:  # who wants the same bundle meanwhile waits for this one
-            content = self._cache.get(number)
+    def _unpacked(self, bundle: BundleAt) -> bytes:
+        with self._unpacking[
+            hash(bundle) % len(self._unpacking)
+        ]:  # who wants the same bundle meanwhile waits for this one
+            content = self._cache.get(bundle)
             if content is None:
                 content = unpack(bundle.codec, self._payload(bundle), bundle.raw_length)
-                self._cache.put(number, content)
+                self._cache.put(bundle, content)
             return content
 
     def _payload(self, bundle: BundleAt) -> bytes:
@@ -379,10 +414,15 @@ class Store:
         """Publish a snapshot: a files table (or the Parquet file of one), the Parquet file of a blocks table, or both.
 
         They name only chunks of this store. Raises ManifestInvalid, StoreUnreadable where a file is no such table,
-        StoreChunkMissing, StoreNoSpace, StoreIOFailed.
+        StoreChunkMissing, StoreNoSpace, StoreIOFailed, StoreLeaseLost.
         """
         self.flush()
         self._snapshots.save(snapshot, files, blocks, self._require)
+        try:
+            still_held(self._backend, self._lease)
+        except StoreError:
+            self._snapshots.delete(snapshot.id)  # what it needs may have been taken for nobody's
+            raise
 
     def _require(self, names: np.ndarray) -> None:
         missing = names[~self._chunks.known(names)]
@@ -428,8 +468,12 @@ def _of_kind(names: dict[str, int], suffix: str) -> dict[str, int]:
     return {name.removesuffix(suffix): size for name, size in names.items() if name.endswith(suffix)}
 
 
-def _check_config(place: Backend) -> None:
-    """Compare the version of a store, or begin one where nothing is."""
+def prepare(place: Backend) -> None:
+    """Make a place ready, compare the version of its store, or begin one where nothing is.
+
+    Raises StoreUnreadable, OSError.
+    """
+    place.prepare()
     try:
         found = json.loads(place.read("config.json"))
     except FileNotFoundError:

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rehost.errors import ManifestInvalid, SnapshotNotFound, SourceProtocol
+from rehost.errors import ManifestInvalid, SnapshotNotFound, SourceProtocol, StoreUnreadable
 from rehost.progress import Progress
 from rehost.replication.compare import LINK_COLUMNS, SAME, LinkCandidates, Links, carried_over, kinds, numbers
 from rehost.replication.comparison import compared_again
@@ -275,7 +275,7 @@ def _parent(store: Store, parent_id: str | None) -> tuple[Path | None, int | Non
         return None, None
     try:
         return store.table_path(parent_id, "files"), store.snapshot(parent_id).scan_began_ns
-    except SnapshotNotFound:
+    except (SnapshotNotFound, StoreUnreadable):
         return None, None  # then all is read, and what the store has is still not sent
 
 

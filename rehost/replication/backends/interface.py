@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from rehost.replication.backends.leases import Lease
+
 
 class Backend(Protocol):
     """Files by name. Safe for threads. All methods raise OSError, and FileNotFoundError where a file is not there."""
@@ -72,6 +74,18 @@ class Backend(Protocol):
 
     def delete_folder(self, name: str, first: str) -> None:
         """Take a folder of files away; the file `first` goes with or before all others."""
+        ...
+
+    def ages(self, folder: str) -> dict[str, float]:
+        """As `list`, with the seconds since each file was made, by the clock of the place."""
+        ...
+
+    def lease(self, kind: str) -> Lease:
+        """Tell all others that somebody is alive here. The lease's name begins with its kind and a dash."""
+        ...
+
+    def leases(self) -> set[str]:
+        """The names of all leases whose holders live. What dead ones left is removed."""
         ...
 
     def close(self) -> None:

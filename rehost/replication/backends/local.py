@@ -7,12 +7,15 @@ import os
 import secrets
 import shutil
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
+from rehost.replication.backends.leases import FileLease, Lease, living_files
 from rehost.replication.packs import OpenFile, fsync_folder, publish
 
-_FOLDERS = ("packs", "indexes", "snapshots")
+_FOLDERS = ("packs", "indexes", "snapshots", "condemned", "leases")
 _OPEN_FILES = 64  # packs kept open for reading
 
 
@@ -42,15 +45,26 @@ class LocalFolder:
         return any(p.name not in _FOLDERS and not p.name.startswith(".config") for p in self._folder.iterdir())
 
     def list(self, folder: str) -> dict[str, int]:
+        return {name: status.st_size for name, status in self._walk(folder)}
+
+    def ages(self, folder: str) -> dict[str, float]:
+        now = time.time()
+        return {name: now - status.st_mtime for name, status in self._walk(folder)}
+
+    def _walk(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
         top = self._folder / folder
-        found = {}
         for where, _, names in os.walk(top):
             inner = os.path.relpath(where, top)
             for name in names:
                 with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-                    size = os.lstat(os.path.join(where, name)).st_size  # noqa: PTH118 (of a million names)
-                    found[name if inner == "." else f"{inner}/{name}"] = size
-        return found
+                    status = os.lstat(os.path.join(where, name))  # noqa: PTH118 (of a million names)
+                    yield name if inner == "." else f"{inner}/{name}", status
+
+    def lease(self, kind: str) -> Lease:
+        return FileLease(self._folder / "leases", kind)
+
+    def leases(self) -> set[str]:
+        return living_files(self._folder / "leases")
 
     def size(self, name: str) -> int | None:
         try:
@@ -82,6 +96,7 @@ class LocalFolder:
 
     def write(self, name: str, data: bytes) -> None:
         path = self._folder / name
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         # Several processes may make the file at the top at once; of those in folders each has one writer.
         temporary = path.with_suffix(".tmp") if "/" in name else path.with_name(f".{path.stem}-{os.getpid()}")
         publish(path, data, temporary)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
+from rehost.replication.backends.leases import LEASE_SECONDS, Lease, RenewedLease, lease_name
 from rehost.replication.backends.location import Bucket
 
 _CONNECT_SECONDS, _REQUEST_SECONDS = 10, 60
@@ -59,9 +60,34 @@ class ObjectStore:
         return bool(self.list(""))
 
     def list(self, folder: str) -> dict[str, int]:
+        return {name: info.size for name, info in self._infos(folder).items()}
+
+    def _infos(self, folder: str) -> dict[str, fs.FileInfo]:
         top = f"{self._top}/{folder}".rstrip("/")
         found = self._files.get_file_info(fs.FileSelector(top, recursive=True, allow_not_found=True))
-        return {info.path[len(top) + 1 :]: info.size for info in found if info.type == fs.FileType.File}
+        return {info.path[len(top) + 1 :]: info for info in found if info.type == fs.FileType.File}
+
+    def ages(self, folder: str) -> dict[str, float]:
+        infos = self._infos(folder)
+        probe = f"leases/{lease_name('clock')}"
+        self.write(probe, b"")
+        now = self._files.get_file_info(f"{self._top}/{probe}").mtime_ns
+        self.delete(probe)
+        return {name: (now - info.mtime_ns) / 1e9 for name, info in infos.items()}
+
+    def lease(self, kind: str) -> Lease:
+        name = lease_name(kind)
+        path = f"leases/{name}"
+        return RenewedLease(name, lambda: self.write(path, b""), lambda: self.delete(path))
+
+    def leases(self) -> set[str]:
+        alive = set()
+        for name, age in self.ages("leases").items():
+            if age > LEASE_SECONDS:
+                self.delete(f"leases/{name}")
+            elif not name.startswith("clock-"):
+                alive.add(name)
+        return alive
 
     def size(self, name: str) -> int | None:
         info = self._files.get_file_info(f"{self._top}/{name}")
