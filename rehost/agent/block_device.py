@@ -171,6 +171,45 @@ class Window:
         return self.read(offset, max(0, min(length, self.size - offset))) if offset < self.size else b""
 
 
+def joined(ranges: Iterable[Range]) -> Iterator[Range]:
+    """The same bytes in ranges that are apart from each other; their starts ascend as they come."""
+    start = end = 0
+    for first, stop in ranges:
+        if first < start:
+            raise ValueError("a range that is out of order")
+        if first > end:
+            if end > start:
+                yield start, end
+            start = first
+        end = max(end, stop)
+    if end > start:
+        yield start, end
+
+
+def common(ranges: Iterable[Range], others: Iterable[Range]) -> Iterator[Range]:
+    """What is in both; each ascending and apart."""
+    rest = iter(others)
+    other = next(rest, None)
+    for start, stop in ranges:
+        while other is not None and other[0] < stop:
+            if other[1] > start:
+                yield max(start, other[0]), min(stop, other[1])
+                if other[1] > stop:
+                    break
+            other = next(rest, None)
+
+
+def between(ranges: Iterable[Range], size: int) -> Iterator[Range]:
+    """What of so many bytes is in none of these ranges, which are ascending and apart."""
+    at = 0
+    for start, stop in ranges:
+        if start > at:
+            yield at, start
+        at = stop
+    if at < size:
+        yield at, size
+
+
 def block_runs(ranges: Iterable[Range], size: int) -> "array[int]":
     """(first block, number of blocks) one after the other, of the blocks that these ascending ranges touch.
 

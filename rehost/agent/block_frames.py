@@ -11,7 +11,7 @@ from typing import Any, Deque, Dict, Iterator, List, Optional
 from rehost.agent import block_kinds
 from rehost.agent.block_device import Area, Device
 from rehost.agent.blocks import JOB_BLOCKS, BlockReader, Found, Piece
-from rehost.agent.used import used_blocks
+from rehost.agent.used import copied_blocks
 from rehost.agent.used_rules import LIVE, STATES
 
 _BUNDLES_AHEAD = 4
@@ -25,7 +25,7 @@ def serve_used(context: Any, body: bytes) -> None:
     if state not in STATES:
         raise ValueError("the state %s is not known" % state)
     with Device(_area(told)) as device:
-        used = used_blocks(device, state, _written_out if state == LIVE else _nothing)
+        used = copied_blocks(device, state, _written_out if state == LIVE else _nothing)
     step = 2 * block_kinds.RUNS_IN_FRAME
     codec = context.codec(1)
     for at in range(0, len(used.runs), step):

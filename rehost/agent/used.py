@@ -12,7 +12,7 @@ from array import array
 from typing import Callable, Dict, NamedTuple, Optional, Tuple
 
 from rehost.agent import superblocks
-from rehost.agent.block_device import BLOCK_BYTES, Device, Window, block_runs
+from rehost.agent.block_device import BLOCK_BYTES, Device, Window, block_runs, common
 from rehost.agent.used_rules import Refused
 
 # What blkid calls the content: where its map comes from.
@@ -72,6 +72,21 @@ def used_blocks(device: Device, state: str, settle: Callable[[], None]) -> Used:
     runs = block_runs(device.data(), size)
     told = sum(runs[1::2]) * BLOCK_BYTES
     return Used(NONZERO, runs, min(told, size), str(filesystem) if filesystem else None, reason)
+
+
+def copied_blocks(device: Device, state: str, settle: Callable[[], None]) -> Used:
+    """The map of an area as it is copied: holes of the file that it lies in, which are zeros, need no reading.
+
+    Raises OSError.
+    """
+    used = used_blocks(device, state, settle)
+    if not device.is_file:
+        return used
+    ranges = (
+        (first * BLOCK_BYTES, min((first + count) * BLOCK_BYTES, device.area.size))
+        for first, count in zip(used.runs[0::2], used.runs[1::2])
+    )
+    return used._replace(runs=block_runs(common(ranges, device.data()), device.area.size))
 
 
 def needs(read: Callable[[int, int], bytes], filesystem: str) -> str:

@@ -2,15 +2,17 @@
 
 After the kernel's documentation, `filesystems/ext4`. The bitmap of a group whose descriptor says BLOCK_UNINIT was
 never written: of such a group the superblock's and the descriptors' copies, the bitmaps and the inode table are in
-use. The places of all groups' bitmaps and inode tables count as in use whatever the bitmaps say.
+use. The places of all groups' bitmaps and inode tables count as in use whatever the bitmaps say, but for the end of an
+inode table that was never used: where group descriptors have checksums they tell how many inodes that is. Nobody reads
+it: it is zeros, or will be zeroed by the kernel (lazy initialisation), so it is zeros in a copy.
 """
 
 import heapq
 import re
 import struct
-from typing import Callable, Iterator, List, Set, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Set, Tuple
 
-from rehost.agent.block_device import Range
+from rehost.agent.block_device import Range, between, common, joined
 from rehost.agent.used_rules import LIVE, NotSettled, Refused
 
 _READ = Callable[[int, int], bytes]
@@ -21,12 +23,26 @@ _INCOMPAT_RECOVER, _INCOMPAT_JOURNAL_DEVICE, _INCOMPAT_META_BG, _INCOMPAT_64BIT 
 # dirdata 1000, csum_seed 2000, largedir 4000, inline_data 8000, encrypt 10000, casefold 20000
 _INCOMPAT_KNOWN = 0x3F7D7 | 0x1000
 _RO_SPARSE_SUPER, _RO_GDT_CSUM, _RO_BIGALLOC, _RO_METADATA_CSUM = 0x1, 0x10, 0x200, 0x400
-_BLOCK_UNINIT = 0x2
+_INODE_UNINIT, _BLOCK_UNINIT = 0x1, 0x2
 _UNCLEAN = 0x1  # s_state: unmounted cleanly
 _GROUPS = 1 << 26
 
 _USED_BYTES = re.compile(b"[^\\0]+", re.DOTALL)
 _BITS = bytes(bytearray(bin(byte).count("1") for byte in range(256)))
+
+
+_Group = NamedTuple(
+    "_Group",
+    [
+        ("bitmap", int),  # places, in blocks
+        ("inode_bitmap", int),
+        ("table", int),
+        ("free", int),  # clusters
+        ("free_inodes", int),
+        ("unused_inodes", int),  # at the end of the table, never used
+        ("flags", int),
+    ],
+)
 
 
 class Ext(object):
@@ -93,29 +109,44 @@ class Ext(object):
         """What is in use, in order."""
         groups = [self._group(group) for group in range(self._groups)]
         places = sorted(place for group in groups for place in self._places(group))
+        unused = joined(sorted(self._unused(groups)))
         # What lies before the first group, the boot block, is nobody's in the bitmaps.
-        yield 0, min(max(self._first * self._block, 4096), self._blocks * self._block)
-        for start, end in heapq.merge(places, self._by_bitmaps(groups)):
-            yield max(start, 0), end
+        boot = [(0, min(max(self._first * self._block, 4096), self._blocks * self._block))]
+        used = joined((max(start, 0), end) for start, end in heapq.merge(boot, places, self._by_bitmaps(groups)))
+        return common(used, between(unused, self._blocks * self._block))
 
-    def _group(self, group: int) -> Tuple[int, int, int, int, int]:
-        """Places of block bitmap, inode bitmap and inode table, free clusters, flags."""
+    def _unused(self, groups: List[_Group]) -> Iterator[Range]:
+        """The end of each inode table that was never used, where nothing speaks against it."""
+        for group in groups:
+            count = group.unused_inodes
+            used = self._inodes_in_group - count
+            if not 0 < count <= min(group.free_inodes, self._inodes_in_group):
+                continue
+            if not group.flags & _INODE_UNINIT:
+                bitmap = self._read(group.inode_bitmap * self._block, (self._inodes_in_group + 7) // 8)
+                if int.from_bytes(bitmap, "little") >> used & ((1 << count) - 1):
+                    continue
+            first = group.table + (used * self._inode_bytes + self._block - 1) // self._block
+            yield first * self._block, (group.table + self._table_blocks) * self._block
+
+    def _group(self, group: int) -> _Group:
         in_block = self._in_block
         raw = self._read(
             self._descriptor_place(group // in_block) * self._block + group % in_block * self._descriptor,
             self._descriptor,
         )
-        bitmap, inode_bitmap, table, free, _, _, flags = struct.unpack_from("<IIIHHHH", raw)
+        bitmap, inode_bitmap, table, free, free_inodes, _, flags = struct.unpack_from("<IIIHHHH", raw)
+        unused = struct.unpack_from("<H", raw, 28)[0]
         if self._descriptor >= 64:
-            high = struct.unpack_from("<IIIH", raw, 32)
+            high = struct.unpack_from("<IIIHHHH", raw, 32)
             bitmap, inode_bitmap, table = bitmap | high[0] << 32, inode_bitmap | high[1] << 32, table | high[2] << 32
-            free |= high[3] << 16
+            free, free_inodes, unused = free | high[3] << 16, free_inodes | high[4] << 16, unused | high[6] << 16
         for place, count in ((bitmap, 1), (inode_bitmap, 1), (table, self._table_blocks)):
             if not self._first <= place <= self._blocks - count:
                 raise ValueError("a group with its metadata beyond the end")
         if not self._ro_compat & (_RO_GDT_CSUM | _RO_METADATA_CSUM):
-            flags = 0
-        return bitmap, inode_bitmap, table, free, flags
+            flags = unused = 0
+        return _Group(bitmap, inode_bitmap, table, free, free_inodes, unused, flags)
 
     def _descriptor_place(self, number: int) -> int:
         """The block that holds the descriptors of that number."""
@@ -143,10 +174,10 @@ class Ext(object):
                 return True
         return False
 
-    def _places(self, group: Tuple[int, int, int, int, int]) -> List[Range]:
+    def _places(self, group: _Group) -> List[Range]:
         return [
             (place * self._block, (place + count) * self._block)
-            for place, count in ((group[0], 1), (group[1], 1), (group[2], self._table_blocks))
+            for place, count in ((group.bitmap, 1), (group.inode_bitmap, 1), (group.table, self._table_blocks))
         ]
 
     def _copies(self, group: int) -> int:
@@ -162,23 +193,23 @@ class Ext(object):
             return 0
         return own + int(self._reserved) + (self._first_meta_group if meta else self._descriptor_blocks)
 
-    def _by_bitmaps(self, groups: List[Tuple[int, int, int, int, int]]) -> Iterator[Range]:
+    def _by_bitmaps(self, groups: List[_Group]) -> Iterator[Range]:
         for number, group in enumerate(groups):
             start = self._first + number * self._group_blocks
             blocks = min(self._group_blocks, self._blocks - start)
             at, end = start * self._block, (start + blocks) * self._block
-            if group[4] & _BLOCK_UNINIT:
+            if group.flags & _BLOCK_UNINIT:
                 own = self._copies(number) * self._block
                 inside = [stop - first for first, stop in self._places(group) if at <= first < end]
                 self.used_bytes += own + sum(inside)
                 yield at, min(at + own, end)
                 continue
             clusters = (blocks * self._block + self._cluster - 1) // self._cluster
-            bitmap = self._read(group[0] * self._block, self._block)[: (clusters + 7) // 8]
+            bitmap = self._read(group.bitmap * self._block, self._block)[: (clusters + 7) // 8]
             if clusters % 8:
                 bitmap = bitmap[:-1] + bytes(bytearray([bitmap[-1:][0] & ((1 << clusters % 8) - 1)]))
             used = sum(bitmap.translate(_BITS))
-            if self._state != LIVE and clusters - used != group[3]:
+            if self._state != LIVE and clusters - used != group.free:
                 raise ValueError("a bitmap that does not agree with its group's count of free blocks")
             self.used_bytes += used * self._cluster
             for first, stop in bit_runs(bitmap, self._cluster):

@@ -12,7 +12,7 @@ import numpy as np
 from rehost.agent import block_kinds
 from rehost.agent.block_device import Area as DeviceArea, Device
 from rehost.agent.blocks import BlockReader, Found
-from rehost.agent.used import used_blocks
+from rehost.agent.used import copied_blocks
 from rehost.errors import SourceImageDamaged
 from rehost.replication.bundles import RAW, Bundle
 from rehost.source.block_session import Area, BlockBatch, DeviceState, Piece, UsedBlocks, runs_of
@@ -41,7 +41,7 @@ class ImageBlocks:
         """Which blocks are in use; see BlockSession."""
         try:
             with Device(self._area(area)) as device:
-                used = used_blocks(device, state, lambda: None)
+                used = copied_blocks(device, state, lambda: None)
         except OSError as error:
             raise self._unreadable(error) from error
         runs = np.array(used.runs, np.uint64).reshape(-1, 2)

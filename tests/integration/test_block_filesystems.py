@@ -119,6 +119,9 @@ def test_a_copy_of_a_busy_filesystem_is_sound_and_holds_the_same_tree(kind: str,
         assemble(done.copy.index, 0, store, target)
     with mounted(target, tmp_path / "again", "loop,nouuid" if kind == "xfs" else "loop") as root:
         assert tree_of(root) == before
+        more = root / "more"  # what is not in use in the copy takes new files as the source would
+        more.mkdir()
+        use(more, 9)
     told = subprocess.run([*judge, target], capture_output=True, text=True, errors="replace", check=False)
     assert told.returncode == 0, told.stdout[-3000:] + told.stderr[-1000:]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from rehost.agent.block_device import BLOCK_BYTES, Area, Device, block_runs
-from rehost.agent.used import Used, used_blocks
+from rehost.agent.block_device import BLOCK_BYTES, Area, Device, between, block_runs, common, joined
+from rehost.agent.used import Used, copied_blocks, used_blocks
 from rehost.agent.used_ext import bit_runs
 from rehost.agent.used_rules import LIVE, OFF, STILL
 
@@ -128,6 +129,79 @@ def test_every_group_of_a_large_filesystem_is_in_the_map(tmp_path: Path) -> None
         at = next(n for n in range(len(starts)) if starts[n] <= block < ends[n])
         assert at >= 0
     assert sum(used.runs[1::2]) * BLOCK_BYTES < 30 << 30
+
+
+def unused_tables(image: Path) -> list[tuple[int, int]]:
+    """First byte and the one behind the last of what was never used of inode tables, as dumpe2fs tells."""
+    facts = tool("dumpe2fs", image)
+    per_group = int(re.findall(r"Inodes per group: +(\d+)", facts)[0])
+    inode_bytes = int(re.findall(r"Inode size:\s+(\d+)", facts)[0])
+    found = []
+    for group in re.split(r"\nGroup \d+:", facts)[1:]:
+        start, end = map(int, re.findall(r"Inode table at (\d+)-(\d+)", group)[0])
+        unused = [int(each) for each in re.findall(r"(\d+) unused inodes", group)]
+        used = -(-(per_group - unused[0]) * inode_bytes // 4096) if unused else end + 1 - start
+        found.append(((start + used) * 4096, (end + 1) * 4096))
+    return [(start, end) for start, end in found if end > start]
+
+
+def test_the_unused_end_of_an_inode_table_is_not_copied(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    tool(
+        *("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-N", "60000", "-E", "lazy_itable_init=0"),
+        *("-d", tree(tmp_path / "tree", 5), image, "300M"),
+    )
+    tails = unused_tables(image)
+    with image.open("r+b") as file:
+        for start, end in tails:
+            file.seek(start)
+            file.write(b"remains of inodes" * ((end - start) // 17))
+    used = map_of(image)
+    for start, end in tails:
+        inside = range(-(-start // BLOCK_BYTES) + 1, end // BLOCK_BYTES - 1)
+        assert not any(_inside(used, block) for block in inside)
+    assert sum(end - start for start, end in tails) > 10 * MIB
+    target = copy(image, used, tmp_path / "copy")
+    tool("e2fsck", "-fn", target)
+    # Inodes beyond the old end are taken, the filesystem grows, and all of it is sound.
+    commands = tmp_path / "commands"
+    content = tmp_path / "tree" / "d3" / "f3"
+    commands.write_text("".join(f"write {content} more{number}\n" for number in range(2000)))
+    tool("debugfs", "-w", "-f", commands, target)
+    assert unused_tables(target) != tails
+    tool("e2fsck", "-fn", target)
+    tool("resize2fs", target, "500M")
+    tool("e2fsck", "-fn", target)
+
+
+def test_of_an_inode_table_that_may_be_used_nothing_is_left_out(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    tool("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-N", "60000", image, "300M")
+    _, end = unused_tables(image)[0]
+    block = end // BLOCK_BYTES - 1
+    assert not _inside(map_of(image), block)
+    bitmap = int(re.findall(r"Inode bitmap at (\d+)", tool("dumpe2fs", image))[0])
+    with image.open("r+b") as file:
+        per_group = int(re.findall(r"Inodes per group: +(\d+)", tool("dumpe2fs", image))[0])
+        file.seek(bitmap * 4096 + per_group // 8 - 1)
+        file.write(b"\x80")  # the last inode is in use, which the descriptor knows nothing of
+    assert _inside(map_of(image), block)
+    tool("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^metadata_csum,^uninit_bg", "-N", "60000", image, "300M")
+    assert _inside(map_of(image), block)
+
+
+def test_holes_of_a_file_are_not_copied(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    without = ("-O", "^metadata_csum,^uninit_bg", "-N", "60000")
+    tool("mke2fs", "-q", "-F", "-t", "ext4", *without, "-d", tree(tmp_path / "tree", 6), image, "300M")
+    tool("fallocate", "--dig-holes", image)
+    with Device(Area(os.fsencode(image), 0, image.stat().st_size, True)) as device:
+        copied = copied_blocks(device, OFF, lambda: None)
+    used = map_of(image)
+    assert copied._replace(runs=used.runs) == used
+    assert sum(copied.runs[1::2]) < sum(used.runs[1::2]) // 2
+    target = copy(image, copied, tmp_path / "copy")
+    tool("cmp", target, copy(image, used, tmp_path / "whole"))
 
 
 def test_a_map_that_waits_for_its_journal_is_not_used(tmp_path: Path) -> None:
@@ -413,3 +487,25 @@ def test_runs_of_blocks_are_ascending_and_apart() -> None:
     for ranges in ([(5, 9), (0, 3)], [(0, size + 1)], [(9, 5)]):
         with pytest.raises(ValueError, match="out of order"):
             block_runs(ranges, size)
+
+
+def test_ranges_are_sets_of_bytes() -> None:
+    chance = random.Random(10)
+
+    def ranges() -> list[tuple[int, int]]:
+        starts = sorted(chance.randrange(100) for _ in range(chance.randrange(12)))
+        return [(start, chance.randrange(start, 101)) for start in starts]
+
+    def members(these: list[tuple[int, int]]) -> set[int]:
+        return {byte for start, end in these for byte in range(start, end)}
+
+    for _ in range(2000):
+        one, other = ranges(), ranges()
+        first, second = list(joined(one)), list(joined(other))
+        assert members(first) == members(one)
+        assert all(end < start for (_, end), (start, _) in itertools.pairwise(first))
+        assert members(list(common(first, second))) == members(one) & members(other)
+        assert list(common(first, second)) == sorted(common(first, second))
+        assert members(list(between(first, 100))) == set(range(100)) - members(one)
+    with pytest.raises(ValueError, match="out of order"):
+        list(joined([(5, 9), (0, 3)]))
