@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import mmap
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,7 @@ _OF_RECORDS = ("offset", "chunks", "stored_length", "raw_length", "codec")  # th
 # but compares all of them: two names of 32 bytes are equal here only if they are.
 NAME = np.dtype("S32")
 _WORDS = SHA256_BYTES // 8
+_MAPPED_BYTES = 1 << 17
 
 
 class Location(NamedTuple):
@@ -162,7 +164,7 @@ def columns_of_index(index: pa.Table, pack: int, bundles: Bundles) -> Columns:
     rows = np.stack([index[name].to_numpy()[first].astype(np.uint32) for name in _OF_RECORDS], axis=1)
     begin = bundles.add(np.concatenate([np.full((len(rows), 1), pack, np.uint32), rows], axis=1))
     numbers = ((begin + number), index["place"].to_numpy(), index["length"].to_numpy())
-    return [*_words(names_of(index["sha256"])), *(column.astype(np.uint32) for column in numbers)]
+    return [*_words(names_of(index["sha256"])), *(_copied(column, np.uint32) for column in numbers)]
 
 
 def columns_of_record(record: Record, bundle: int) -> Columns:
@@ -170,7 +172,7 @@ def columns_of_record(record: Record, bundle: int) -> Columns:
     ends = np.cumsum(record.lengths, dtype=np.int64)
     numbers = (np.full(record.chunks, bundle), ends - record.lengths, record.lengths)
     names = np.frombuffer(record.table, NAME, record.chunks)
-    return [*_words(names), *(column.astype(np.uint32) for column in numbers)]
+    return [*_words(names), *(_copied(column, np.uint32) for column in numbers)]
 
 
 def columns_of_locations(locations: Mapping[bytes, Location]) -> Columns:
@@ -181,7 +183,27 @@ def columns_of_locations(locations: Mapping[bytes, Location]) -> Columns:
 
 def _words(names: np.ndarray) -> Columns:
     """The names as four columns of 64 bits."""
-    return [column.copy() for column in names.view(np.uint64).reshape(-1, _WORDS).T]
+    return [_copied(column, np.uint64) for column in names.view(np.uint64).reshape(-1, _WORDS).T]
+
+
+def _column(rows: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """Room for a column. A long one is a mapping by itself, which goes back to the system whole: tables of all sizes
+    that come and go would leave a heap of holes."""
+    size = rows * dtype.itemsize
+    if size < _MAPPED_BYTES:
+        return np.empty(rows, dtype)
+    return np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype)
+
+
+def _copied(values: np.ndarray, dtype: type[np.unsignedinteger[Any]]) -> np.ndarray:
+    column = _column(len(values), np.dtype(dtype))
+    column[:] = values
+    return column
+
+
+def _joined(columns: Sequence[np.ndarray]) -> np.ndarray:
+    joined = _column(sum(map(len, columns)), columns[0].dtype)
+    return np.concatenate(columns, out=joined)
 
 
 class ChunkTable:
@@ -193,10 +215,13 @@ class ChunkTable:
 
     def __init__(self, parts: Sequence[Columns]) -> None:
         """Of all these columns, which are taken out of their lists one after the other."""
-        order = np.argsort(np.concatenate([part[0] for part in parts]), kind="stable")
+        order = np.argsort(_joined([part[0] for part in parts]), kind="stable")
         self._columns: Columns = []
         for _ in range(_WORDS + len(Location._fields)):
-            self._columns.append(np.concatenate([part.pop(0) for part in parts])[order])
+            joined = _joined([part.pop(0) for part in parts])
+            column = _column(len(joined), joined.dtype)
+            np.take(joined, order, out=column, mode="clip")  # clip: in place; there is nothing to clip
+            self._columns.append(column)
 
     @classmethod
     def merged(cls, tables: Sequence[ChunkTable]) -> ChunkTable:

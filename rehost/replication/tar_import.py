@@ -20,6 +20,7 @@ from typing import BinaryIO, Protocol
 import pyarrow as pa
 
 from rehost.errors import TarRefused
+from rehost.replication.bundles import BUNDLE_BYTES, RAW, Bundle
 from rehost.replication.manifest import (
     CHUNK_BYTES,
     DEVICE_MAJOR_MAX,
@@ -36,7 +37,7 @@ from rehost.replication.tree import printable
 _XATTR = "SCHILY.xattr."
 _BUFFER_BYTES = 1 << 16  # tarfile copies what is left of it at each read
 _PUTS_UNDER_WAY = 8
-_SMALL_BYTES = 65_536  # below this a thread costs more than it saves
+_BUNDLE_CHUNKS = 4096
 _NOBODY = 0xFFFF_FFFF
 _KINDS = {
     tarfile.REGTYPE: stat.S_IFREG,
@@ -175,20 +176,24 @@ def _pieces(member: tarfile.TarInfo) -> Iterator[tuple[int, int]]:
 
 
 class _Writer:
-    """Puts chunks into the store, the long ones in threads, a bounded number at a time."""
+    """Joins chunks to bundles and puts these into the store in threads, a bounded number at a time."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="tar")
-        self._under_way: deque[Future[bool]] = deque()
+        self._under_way: deque[Future[int]] = deque()
+        self._chunks: dict[bytes, bytes] = {}  # of the next bundle, by name
+        self._size = 0
 
     def __enter__(self) -> _Writer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            while self._under_way and kind is None:
-                self._under_way.popleft().result()
+            if kind is None:
+                self._close()
+                while self._under_way:
+                    self._under_way.popleft().result()
         finally:
             self._threads.shutdown(cancel_futures=True)
 
@@ -199,13 +204,21 @@ class _Writer:
             if data is None or len(data) != length:
                 raise tarfile.ReadError("unexpected end of data")
             name = hashlib.sha256(data).digest()
-            if length < _SMALL_BYTES:
-                self._store.put(name, data)
-            else:
-                self._under_way.append(self._threads.submit(self._store.put, name, data))
-            if len(self._under_way) > _PUTS_UNDER_WAY:
-                self._under_way.popleft().result()
+            if name not in self._chunks:
+                if self._size + length > BUNDLE_BYTES or len(self._chunks) >= _BUNDLE_CHUNKS:
+                    self._close()
+                self._chunks[name] = data
+                self._size += length
             yield Chunk(offset, length, name)
+
+    def _close(self) -> None:
+        if not self._chunks:
+            return
+        chunks, self._chunks, self._size = self._chunks, {}, 0
+        bundle = Bundle(tuple(chunks), tuple(map(len, chunks.values())), RAW, b"".join(chunks.values()))
+        self._under_way.append(self._threads.submit(self._store.put_bundle, bundle))
+        if len(self._under_way) > _PUTS_UNDER_WAY:
+            self._under_way.popleft().result()
 
 
 def _with_parents(entries: dict[bytes, Entry]) -> dict[bytes, Entry]:

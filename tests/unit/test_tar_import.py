@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -9,6 +10,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from rehost.errors import ManifestInvalid, RehostError, TarRefused
@@ -164,3 +166,15 @@ def test_a_tar_that_ends_too_soon_or_is_none_is_refused(tmp_path: Path) -> None:
         for wrong in (buffer.getvalue()[:50_000], b"no tar" * 1000, b""):
             with pytest.raises(RehostError):
                 import_tar(io.BytesIO(wrong), store)
+
+
+def test_many_small_files_are_stored_together(tmp_path: Path) -> None:
+    contents = {f"{number:05}": b"line %d of a log\n" % (number % 9000) for number in range(10_000)}
+    taken_in(tmp_path, *map(member, contents), contents=contents)
+    with Store.open(tmp_path / "store") as store:
+        table = pq.read_table(next(tmp_path.glob("store/indexes/*.parquet")))
+        assert table.num_rows == 9000
+        assert len(table["offset"].unique()) == 3  # bundles
+        assert [store.read_chunk(hashlib.sha256(content).digest()) for content in contents.values()] == [
+            *contents.values()
+        ]
