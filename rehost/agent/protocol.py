@@ -96,6 +96,7 @@ class Codec:
         self._code = CODECS[name] if level else RAW
         self._level = level
         self._zstd: Any = zstandard.ZstdCompressor(level=level) if self._code == ZSTD else None
+        self._zstd_quick: Any = zstandard.ZstdCompressor(level=1) if self._code == ZSTD else None
 
     def compress(self, raw: bytes) -> Tuple[int, bytes]:
         """The codec's number and the content, compressed where that gains."""
@@ -117,7 +118,8 @@ class Codec:
         """Whether a few pieces of it, spread over the whole, shrink: what is compressed already costs no time then."""
         step = len(raw) // _SAMPLES
         sample = b"".join([raw[at : at + _SAMPLE_BYTES] for at in range(0, step * _SAMPLES, step)])
-        return len(zlib.compress(sample, 1)) < _GAIN * len(sample)
+        packed = zlib.compress(sample, 1) if self._zstd_quick is None else self._zstd_quick.compress(sample)
+        return len(packed) < _GAIN * len(sample)
 
 
 def look_again() -> None:

@@ -39,7 +39,7 @@ def modules() -> dict[str, str]:
 
 def program(token: str, root: bytes) -> bytes:
     """What is sent first: Python text, compressed, that serves on standard input and output, announced by `token`."""
-    return zlib.compress(f"MODULES = {modules()!a}\nTOKEN = {token!a}\nROOT = {root!a}\n{_LOADER}".encode("ascii"), 9)
+    return zlib.compress(f"MODULES = {modules()!a}\nTOKEN = {token!a}\nROOT = {root!a}\n{_LOADER}".encode("ascii"))
 
 
 def bootstrap(length: int) -> str:
