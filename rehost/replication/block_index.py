@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rehost.replication import block_zeros
 from rehost.replication.manifest import BLOCKS_SCHEMA, SHA256_BYTES
 from rehost.replication.snapshots import Region
+from rehost.source.block_session import runs_of
 
 HASH_BYTES = 16
 _ROWS_A_GROUP = 65_536
@@ -80,6 +82,16 @@ class BlockIndex:
                             _bytes(part["sha256"], SHA256_BYTES),
                         )
 
+    def zeros(self, region: int) -> np.ndarray:
+        """Runs (first block, number) of a region that were in use and zeros, as far as that was noted."""
+        with pq.ParquetFile(self.path) as file:
+            told = (file.metadata.metadata or {}).get(block_zeros.KEY)
+        try:
+            runs = block_zeros.unpacked(told)
+        except ValueError:  # as if nothing had been noted: they are read
+            runs = block_zeros.NONE
+        return runs[runs[:, 0] == region, 1:]
+
 
 class Cursor:
     """Goes once through the rows of a region."""
@@ -117,6 +129,8 @@ class BlockIndexWriter:
         self._writer = pq.ParquetWriter(path, BLOCKS_SCHEMA, compression="zstd", use_dictionary=False)
         self._waiting: list[pa.RecordBatch] = []
         self._held = 0
+        self._zeros: list[np.ndarray] = []
+        self._zero_runs = 0
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +138,7 @@ class BlockIndexWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if kind is None:
             self._write()
+            self._writer.add_key_value_metadata({block_zeros.KEY: block_zeros.packed(self._zeros)})
         self._writer.close()
 
     def add(self, region: int, rows: Rows) -> None:
@@ -142,6 +157,13 @@ class BlockIndexWriter:
         self._held += count
         if self._held >= _ROWS_A_GROUP:
             self._write()
+
+    def add_zeros(self, region: int, blocks: np.ndarray) -> None:
+        """Note blocks that are in use and zeros, in order too."""
+        runs = runs_of(blocks)
+        if len(runs) and self._zero_runs < block_zeros.RUNS_MAX:
+            self._zero_runs += len(runs)
+            self._zeros.append(np.column_stack([np.full(len(runs), region, np.uint64), runs]).astype(np.uint64))
 
     def _write(self) -> None:
         if self._waiting:

@@ -14,6 +14,7 @@ import numpy as np
 from rehost.agent.block_kinds import PIECE_BLOCKS
 from rehost.progress import Progress
 from rehost.replication.block_index import HASH_BYTES, BlockIndex, BlockIndexWriter, Cursor, Rows
+from rehost.replication.block_zeros import inside
 from rehost.replication.contents import Delivery
 from rehost.replication.snapshots import Region
 from rehost.replication.store import Store
@@ -32,6 +33,8 @@ from rehost.source.block_session import (
 
 Runs = np.ndarray
 """u64, shape (n, 2): first block, number of blocks; ascending, apart from each other."""
+
+_NO_RUNS: Runs = np.empty((0, 2), np.uint64)
 
 EVERYTHING: Mapping[Area, Runs | None] = MappingProxyType({})
 
@@ -106,9 +109,9 @@ def transfer_blocks(
 ) -> BlockCopy:
     """Copy the blocks in use of these areas, and write the index of them all to `target`.
 
-    An area that `only` has runs for has these read, and blocks in use that the parent has not; the others are as the
-    parent has them. `allow` is told of the maps and of the bytes that will be read before anything is, and may raise.
-    Whatever ends it, chunks that arrived are durable and are not sent again. Memory is bounded, whatever the size.
+    An area that `only` has runs for has these read, and blocks in use that the parent knows nothing of; the others are
+    as the parent has them. `allow` is told of the maps and of the bytes that will be read before anything is, and may
+    raise. Whatever ends it, chunks that arrived are durable and are not sent again. Memory is bounded, whatever the size.
     Raises what the session and the store raise.
     """
     began = time.monotonic()
@@ -123,8 +126,9 @@ def transfer_blocks(
     done = 0
     with BlockIndexWriter(target) as writer, Delivery(store, session.host, lambda _: None) as delivery:
         for number, plan in enumerate(plans):
-            for rows, count in plan.run(delivery):
+            for rows, zeros, count in plan.run(delivery):
                 writer.add(number, rows)
+                writer.add_zeros(number, zeros)
                 done = min(total, done + count)
                 progress(done, total, "reading blocks")
             regions.append(plan.region())
@@ -174,14 +178,17 @@ class _Plan:
                     self.number = None
         if self.number is None:
             self.only = None
+        self.zeros: Runs = _NO_RUNS
+        if self.parent is not None and self.number is not None:
+            self.zeros = self.parent.zeros(self.number)
 
     def expected_bytes(self) -> int:
         """About what will be read."""
         count = self.used.blocks if self.only is None else min(self.used.blocks, int(self.only[:, 1].sum()))
         return min(self.area.size_bytes, count * BLOCK_BYTES)
 
-    def run(self, delivery: Delivery) -> Iterator[tuple[Rows, int]]:
-        """The rows of the index in order, and with each some number of bytes that were read."""
+    def run(self, delivery: Delivery) -> Iterator[tuple[Rows, np.ndarray, int]]:
+        """Rows of the index in order, blocks that are zeros, and with each some number of bytes that were read."""
         batches = self.session.read_blocks(self.area, self.hash, self._pieces(), delivery.wanted, delivery.deliver)
         windows = self._windows()
         known = self._cursor()
@@ -190,11 +197,11 @@ class _Plan:
             read = self._lengths(batch.blocks)
             self.bytes_read += read
             told.add(batch)
-            yield Rows.none(), read
+            yield Rows.none(), batch.blocks[:0], read
             while self.asked and told.count >= len(self.asked[0]):
-                yield self._merged(next(windows), known, self.asked.popleft(), told), 0
+                yield *self._merged(next(windows), known, self.asked.popleft(), told), 0
         while self.asked:
-            yield self._merged(next(windows), known, self.asked.popleft(), told), 0
+            yield *self._merged(next(windows), known, self.asked.popleft(), told), 0
 
     def _windows(self) -> Iterator[np.ndarray]:
         """Blocks in use, some at a time."""
@@ -229,13 +236,15 @@ class _Plan:
                 known[places] = rows.hashes[there]
                 here = np.zeros(len(blocks), bool)
                 here[places] = True
-            read = np.ones(len(blocks), bool) if self.only is None else ~here | _inside(blocks, self.only)
+            read = np.ones(len(blocks), bool)
+            if self.only is not None:  # what is in use and not known is read too
+                read = ~(here | inside(blocks, self.zeros)) | inside(blocks, self.only)
             places = np.flatnonzero(read).astype(np.uint16)
             self.asked.append(places)
             yield Piece(blocks[places], known[places])
 
-    def _merged(self, blocks: np.ndarray, cursor: Cursor, asked: np.ndarray, told: _Told) -> Rows:
-        """The rows of one window: those that were read as they are now, the others as they were."""
+    def _merged(self, blocks: np.ndarray, cursor: Cursor, asked: np.ndarray, told: _Told) -> tuple[Rows, np.ndarray]:
+        """The rows and the zeros of one window: those that were read as they are now, the others as they were."""
         here, rows = cursor.take(blocks)
         states, fresh_hashes, fresh_names = told.take(len(asked))
         state = np.full(len(blocks), SAME, np.uint8)
@@ -249,7 +258,7 @@ class _Plan:
         kept = new | (here & (state == SAME))
         self.bytes_changed += self._lengths(blocks[changed | (here & (state != SAME) & ~new)])
         self.bytes_kept += self._lengths(blocks[kept])
-        return Rows(blocks[kept], hashes[kept], names[kept])
+        return Rows(blocks[kept], hashes[kept], names[kept]), blocks[~kept]
 
     def _lengths(self, blocks: np.ndarray) -> int:
         """Bytes of ascending blocks."""
@@ -326,13 +335,3 @@ def _spread(places: np.ndarray, values: np.ndarray) -> np.ndarray:
     spread = np.zeros((len(places), values.shape[1]), np.uint8)
     spread[places] = values
     return spread
-
-
-def _inside(blocks: np.ndarray, runs: Runs) -> np.ndarray:
-    """Which blocks are in the runs."""
-    if not len(runs):
-        return np.zeros(len(blocks), bool)
-    at = np.searchsorted(runs[:, 0], blocks, side="right").astype(np.int64) - 1
-    ends = runs[:, 0] + runs[:, 1]
-    inside: np.ndarray = (at >= 0) & (blocks < ends[np.maximum(at, 0)])
-    return inside

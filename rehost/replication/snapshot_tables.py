@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rehost.errors import ManifestInvalid, StoreUnreadable
+from rehost.replication.block_zeros import KEY, inside, unpacked
 from rehost.replication.manifest import BLOCKS_SCHEMA, FILES_SCHEMA, validate, validate_file
 from rehost.replication.pack_index import names_of
 
@@ -48,11 +49,12 @@ def check_blocks(path: Path, regions: Sequence[tuple[int, int]]) -> None:
     """Refuse a blocks table that breaks a rule, given the (size, block length) of each region. Raises ManifestInvalid.
 
     It holds afterwards: rows are sorted by region and block and none comes twice, every region is one of the
-    snapshot's, and every block begins within its region.
+    snapshot's, and every block begins within its region; so are the runs of zeros, and none of their blocks has a row.
     """
     blocks_of = np.array([-(-size // length) for size, length in regions], np.uint64)
     last = (-1, -1)
     with _open(path, BLOCKS_SCHEMA) as file:
+        zeros = _zeros(file, blocks_of)
         for batch in file.iter_batches(_ROWS_A_GROUP):
             if not batch.num_rows:
                 continue
@@ -66,6 +68,21 @@ def check_blocks(path: Path, regions: Sequence[tuple[int, int]]) -> None:
             if not in_order.all() or (int(region[0]), int(block[0])) <= last:
                 raise ManifestInvalid(path="", reason="a block comes twice or out of order")
             last = int(region[-1]), int(block[-1])
+            for number in np.unique(region):
+                if inside(block[region == number], zeros[zeros[:, 0] == number, 1:]).any():
+                    raise ManifestInvalid(path="", reason="a block of zeros has a row")
+
+
+def _zeros(file: pq.ParquetFile, blocks_of: np.ndarray) -> np.ndarray:
+    """The runs of zeros of a blocks table, all within its regions; `blocks_of` is the number of blocks of each."""
+    try:
+        zeros = unpacked((file.metadata.metadata or {}).get(KEY))
+    except ValueError as error:
+        raise ManifestInvalid(path="", reason=str(error)) from error
+    outside = bool((zeros[:, 0] >= len(blocks_of)).any())
+    if outside or bool((zeros[:, 1] + zeros[:, 2] > blocks_of[zeros[:, 0]]).any()):
+        raise ManifestInvalid(path="", reason="a block of zeros is outside its region, or its region is none")
+    return zeros
 
 
 def required_chunks(path: Path, require: Callable[[np.ndarray], None]) -> None:
@@ -98,11 +115,12 @@ def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
 
 
 def _copy(source: Path, target: Path, schema: pa.Schema) -> None:
-    """Copy a table; one that was written as snapshots have it stays as it is."""
+    """Copy a table; one that was written as snapshots have it stays as it is. Else what it knows of zeros is lost."""
     with _open(source, schema) as file:
         metadata = file.metadata
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        as_published = file.schema_arrow.metadata == schema.metadata and all(
+        told = {key: value for key, value in (file.schema_arrow.metadata or {}).items() if key != KEY}
+        as_published = told == schema.metadata and all(
             group.num_rows <= _ROWS_A_GROUP and group.column(0).compression == "ZSTD" for group in groups
         )
         if as_published:

@@ -11,16 +11,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 
-from rehost.errors import SourceAgentFailed, SourceProtocol
+from rehost.errors import ManifestInvalid, SourceAgentFailed, SourceProtocol
 from rehost.ids import new_id
 from rehost.progress import silent
 from rehost.replication.block_converge import NotConverging, converge
 from rehost.replication.block_index import BlockIndex, BlockIndexWriter, Cursor, Rows
 from rehost.replication.block_transfer import EVERYTHING, BlockCopy, Runs, parent_index, transfer_blocks
+from rehost.replication.block_zeros import KEY, packed, unpacked
 from rehost.replication.bundles import Bundle
+from rehost.replication.manifest import BLOCKS_SCHEMA
+from rehost.replication.snapshot_tables import check_blocks, write_blocks
 from rehost.replication.snapshots import Snapshot
 from rehost.replication.store import Store
 from rehost.source.agent_session import AgentSession, open_agent
@@ -153,10 +157,12 @@ def test_with_tracking_only_what_was_written_is_read(disk: Path, store: Store, t
         only = {area: np.array([[written, 1]], np.uint64)}
         second = take(session, store, area, tmp_path / "2.parquet", first, only)
         assert assemble(second.index, 0, store, tmp_path / "out").read_bytes() == disk.read_bytes()
-        # What is in use and not in the index is read too: here the blocks of zeros.
+        # Blocks of zeros are known for what they are, too.
         zeros = sum(area.block_length(int(n)) for n in blocks_of(session.used_blocks(area, "off").runs))
         zeros -= first.regions[0].used_bytes
-        assert second.report.bytes_read == zeros + BLOCK_BYTES
+        assert sum(area.block_length(int(n)) for n in blocks_of(first.index.zeros(0))) == zeros > 0
+        assert second.report.bytes_read == BLOCK_BYTES
+        assert (second.index.zeros(0) == first.index.zeros(0)).all()
         assert second.report.bytes_changed == BLOCK_BYTES
         assert not second.report.areas[0].whole
         # Another hash than the parent's cannot be compared by: everything is read.
@@ -173,6 +179,83 @@ def test_with_tracking_only_what_was_written_is_read(disk: Path, store: Store, t
         )
         assert third.report.areas[0].whole
         assert rows_of(third) == rows_of(second)
+
+
+def test_with_tracking_zeros_that_are_written_to_are_read(disk: Path, store: Store, tmp_path: Path) -> None:
+    area = area_of(disk)
+    with opened("agent") as session:
+        first = take(session, store, area, tmp_path / "1.parquet")
+        zero, other = int(blocks_of(first.index.zeros(0))[0]), sorted(rows_of(first))[3]
+        with disk.open("r+b") as file:
+            file.seek(zero * BLOCK_BYTES + 100)
+            file.write(b"no zeros any more")
+            file.seek(other * BLOCK_BYTES)
+            file.write(bytes(BLOCK_BYTES))
+        only = {area: np.array([[block, 1] for block in sorted((zero, other))], np.uint64)}
+        second = take(session, store, area, tmp_path / "2.parquet", first, only)
+        assert second.report.bytes_read == 2 * BLOCK_BYTES
+        assert zero in rows_of(second)
+        assert other in blocks_of(second.index.zeros(0))
+        assert zero not in blocks_of(second.index.zeros(0))
+        assert assemble(second.index, 0, store, tmp_path / "out").read_bytes() == disk.read_bytes()
+        # What nobody knows of is read although it was not written to.
+        without = tmp_path / "without.parquet"
+        pq.write_table(pq.read_table(second.path).replace_schema_metadata(BLOCKS_SCHEMA.metadata), without)
+        index = BlockIndex(without, second.regions)
+        third = transfer_blocks(
+            session,
+            store,
+            [area],
+            tmp_path / "3.parquet",
+            parent=index,
+            state=lambda area: "off",
+            only={area: np.empty((0, 2), np.uint64)},
+            progress=silent,
+        )
+        assert third.report.bytes_read == sum(area.block_length(int(n)) for n in blocks_of(second.index.zeros(0)))
+        assert (third.index.zeros(0) == second.index.zeros(0)).all()
+
+
+def test_runs_of_zeros_are_joined_bounded_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Rows(np.array([4], np.uint64), np.zeros((1, 16), np.uint8), np.zeros((1, 32), np.uint8))
+    path = tmp_path / "table"
+    with BlockIndexWriter(path) as writer:
+        writer.add_zeros(0, np.array([0, 1], np.uint64))
+        writer.add(0, row)
+        writer.add_zeros(0, np.array([2, 3, 7], np.uint64))
+        writer.add_zeros(1, np.array([8], np.uint64))
+    index = BlockIndex(path, [])
+    assert index.zeros(0).tolist() == [[0, 4], [7, 1]]
+    assert index.zeros(1).tolist() == [[8, 1]]
+    target = tmp_path / "published"
+    write_blocks(path, target)
+    assert BlockIndex(target, []).zeros(0).tolist() == [[0, 4], [7, 1]]
+    size = BLOCK_BYTES
+    check_blocks(target, [(8 * size, size), (9 * size, size)])
+    for sizes in ([(7 * size, size), (9 * size, size)], [(8 * size, size)]):
+        with pytest.raises(ManifestInvalid, match="zeros is outside"):
+            check_blocks(target, sizes)
+
+    def rewritten(zeros: bytes) -> Path:
+        with pq.ParquetWriter(tmp_path / "changed", BLOCKS_SCHEMA, compression="zstd") as changed:
+            changed.write_table(pq.read_table(path).replace_schema_metadata(BLOCKS_SCHEMA.metadata))
+            changed.add_key_value_metadata({KEY: zeros})
+        return tmp_path / "changed"
+
+    told = packed([np.array([[0, 0, 4], [0, 7, 1]], np.uint64)])
+    check_blocks(rewritten(told), [(8 * size, size)])
+    faults = {
+        "has a row": packed([np.array([[0, 3, 2]], np.uint64)]),
+        "out of order": packed([np.array([[0, 3, 2], [0, 1, 1]], np.uint64)]),
+        "cannot be": packed([np.array([[0, 3, 1 << 63]], np.uint64)]),
+        "damaged": told[:30] + b"Q" + told[31:],
+    }
+    for reason, value in faults.items():
+        with pytest.raises(ManifestInvalid, match=reason):
+            check_blocks(rewritten(value), [(8 * size, size)])
+    assert not len(BlockIndex(rewritten(faults["damaged"]), []).zeros(0))
+    monkeypatch.setattr("rehost.replication.block_zeros.RUNS_MAX", 1)
+    assert unpacked(packed([np.array([[0, 1, 1], [0, 3, 1]], np.uint64)])).tolist() == [[0, 1, 1]]
 
 
 def test_a_chunk_that_the_store_lost_is_sent_again(disk: Path, store: Store, tmp_path: Path) -> None:
