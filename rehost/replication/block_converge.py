@@ -21,6 +21,7 @@ from rehost.source.hold_errors import SnapshotFreezeLost
 STILL_SECONDS = 8.0  # that the last pass may take: the source lets go after ten
 _SMALL_BYTES = 64 << 20  # a pass that moved less is the last before the freeze
 _PASSES = 5  # before the freeze
+_LITTLE_BYTES = 16 << 20  # so much is tried: of small passes that took long, little of the time was for reading
 
 
 class NotConverging(SourceError):
@@ -101,7 +102,7 @@ def converge(
     shown = ", ".join(sorted({area.path for area in areas}))
 
     def allow(maps: Mapping[Area, UsedBlocks], expected: int) -> None:
-        if expected / rate > still_seconds:
+        if expected > _LITTLE_BYTES and expected / rate > still_seconds:
             reason = f"the last pass would read {expected >> 20} MiB, {expected / rate:.0f} s while it is frozen"
             raise NotConverging(device=shown, reason=reason)
 

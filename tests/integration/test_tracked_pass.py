@@ -133,8 +133,7 @@ def test_passes_read_what_was_written(disk: LoopDisk, tmp_path: Path) -> None:
                 (tree / "f3").write_bytes(b"3" * 300_000)
             second, copy, reasons = passed(disk, store, job, tmp_path, first)
             assert not copy.report.areas[0].whole and reasons == []
-            # Blocks in use that hold zeros are in no index, so they are read too: mostly inode tables.
-            assert copy.report.bytes_read < copy.regions[0].used_bytes / 2
+            assert copy.report.bytes_read < copy.regions[0].used_bytes / 10
             check(store, copy, disk)
             with mounted(disk, tree):
                 (tree / "f4").write_bytes(b"4" * 300_000)
