@@ -111,8 +111,8 @@ def transfer_blocks(
 
     An area that `only` has runs for has these read, and blocks in use that the parent knows nothing of; the others are
     as the parent has them. `allow` is told of the maps and of the bytes that will be read before anything is, and may
-    raise. Whatever ends it, chunks that arrived are durable and are not sent again. Memory is bounded, whatever the size.
-    Raises what the session and the store raise.
+    raise. Whatever ends it, chunks that arrived are durable and are not sent again. Memory is bounded, whatever the
+    size. Raises what the session and the store raise.
     """
     began = time.monotonic()
     maps = {area: session.used_blocks(area, state(area)) for area in areas}
