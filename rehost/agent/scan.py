@@ -104,7 +104,6 @@ class Scan:
         # Of files that are read in a snapshot: they are told with the device of the volume that it stands for.
         self._devices = {device_bytes(found): device_bytes(told) for found, told in walker.devices.items()}
         self._look = looker()
-        self._encoding = sys.getfilesystemencoding()
         self._roots: Set[Tuple[bytes, bytes]] = set()
         self._reached: Set[bytes] = set()
         self._flagless: Set[bytes] = set()
@@ -174,12 +173,14 @@ class Scan:
             fd = self._walker.directory(path)
             if packed(os.fstat(fd))[DEVICE] != device:
                 return []  # something was mounted there a moment ago
-            encoding = self._encoding
-            names = {name.encode(encoding, "surrogateescape") for name in os.listdir(fd)}
+            os.fchdir(fd)
+            names = os.listdir(b".")  # nothing but their bytes: of a million names in one directory all are held
         except OSError as error:
             self._skip(path, error)
             return []
-        return [_Directory(path, volume, device, sorted(names | ways if ways else names, reverse=True))]
+        names += ways or ()
+        names.sort(reverse=True)
+        return [_Directory(path, volume, device, names)]
 
     def _names_of(self, directory: _Directory) -> Optional[Tuple[bytes, int, Optional[bytes]]]:
         """Add the rows of its names up to the next directory to go into, which is returned; None at its end."""
@@ -190,6 +191,8 @@ class Scan:
             if pending and pending[0][0] < names[-1]:
                 return heapq.heappop(pending)
             name = names.pop()
+            while names and names[-1] == name:  # a directory that changes meanwhile may list it twice
+                names.pop()
             path = prefix + name
             if ways is not None and name in ways:
                 self._way(directory, path, name)

@@ -18,6 +18,7 @@ from rehost.replication.manifest import BLOCKS_SCHEMA, FILES_SCHEMA, validate, v
 from rehost.replication.pack_index import names_of
 
 _ROWS_A_GROUP = 65_536
+_ROWS_AT_ONCE = 16_384
 
 
 def write_files(files: Path | pa.Table, target: Path) -> None:
@@ -87,11 +88,11 @@ def _zeros(file: pq.ParquetFile, blocks_of: np.ndarray) -> np.ndarray:
 
 def required_chunks(path: Path, require: Callable[[np.ndarray], None]) -> None:
     """Call `require` with the names of all chunks of a files or blocks table, some at a time."""
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
         files = "chunks" in file.schema_arrow.names
-        for batch in file.iter_batches(_ROWS_A_GROUP, columns=["chunks" if files else "sha256"]):
-            column = pc.struct_field(batch["chunks"].flatten(), "sha256") if files else batch["sha256"]
-            require(np.unique(names_of(column)))
+        column = "chunks.list.element.sha256" if files else "sha256"
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[column], use_threads=False):
+            require(names_of(pc.struct_field(batch["chunks"].flatten(), "sha256") if files else batch["sha256"]))
 
 
 def read_files(path: Path) -> pa.Table:
