@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-import mmap
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rehost.replication.bundles import RAW, ZSTD
+from rehost.replication.columns import column as room, copied, joined
 from rehost.replication.manifest import SHA256_BYTES, single
 from rehost.replication.packs import CHUNKS_MAX, HEADER, RAW_BYTES_MAX, ROW_BYTES, Record
 
@@ -34,7 +34,7 @@ _OF_RECORDS = ("offset", "chunks", "stored_length", "raw_length", "codec")  # th
 # but compares all of them: two names of 32 bytes are equal here only if they are.
 NAME = np.dtype("S32")
 _WORDS = SHA256_BYTES // 8
-_MAPPED_BYTES = 1 << 17
+_WORD, _NUMBER = np.dtype(np.uint64), np.dtype(np.uint32)
 
 
 class Location(NamedTuple):
@@ -164,7 +164,7 @@ def columns_of_index(index: pa.Table, pack: int, bundles: Bundles) -> Columns:
     rows = np.stack([index[name].to_numpy()[first].astype(np.uint32) for name in _OF_RECORDS], axis=1)
     begin = bundles.add(np.concatenate([np.full((len(rows), 1), pack, np.uint32), rows], axis=1))
     numbers = ((begin + number), index["place"].to_numpy(), index["length"].to_numpy())
-    return [*_words(names_of(index["sha256"])), *(_copied(column, np.uint32) for column in numbers)]
+    return [*_words(names_of(index["sha256"])), *(copied(column, _NUMBER) for column in numbers)]
 
 
 def columns_of_record(record: Record, bundle: int) -> Columns:
@@ -172,38 +172,18 @@ def columns_of_record(record: Record, bundle: int) -> Columns:
     ends = np.cumsum(record.lengths, dtype=np.int64)
     numbers = (np.full(record.chunks, bundle), ends - record.lengths, record.lengths)
     names = np.frombuffer(record.table, NAME, record.chunks)
-    return [*_words(names), *(_copied(column, np.uint32) for column in numbers)]
+    return [*_words(names), *(copied(column, _NUMBER) for column in numbers)]
 
 
 def columns_of_locations(locations: Mapping[bytes, Location]) -> Columns:
     """These chunks."""
     numbers = np.array(list(locations.values()), np.uint32).reshape(-1, len(Location._fields))
-    return [*_words(np.frombuffer(b"".join(locations), NAME)), *(column.copy() for column in numbers.T)]
+    return [*_words(np.frombuffer(b"".join(locations), NAME)), *(copied(column, _NUMBER) for column in numbers.T)]
 
 
 def _words(names: np.ndarray) -> Columns:
     """The names as four columns of 64 bits."""
-    return [_copied(column, np.uint64) for column in names.view(np.uint64).reshape(-1, _WORDS).T]
-
-
-def _column(rows: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """Room for a column. A long one is a mapping by itself, which goes back to the system whole: tables of all sizes
-    that come and go would leave a heap of holes."""
-    size = rows * dtype.itemsize
-    if size < _MAPPED_BYTES:
-        return np.empty(rows, dtype)
-    return np.frombuffer(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype)
-
-
-def _copied(values: np.ndarray, dtype: type[np.unsignedinteger[Any]]) -> np.ndarray:
-    column = _column(len(values), np.dtype(dtype))
-    column[:] = values
-    return column
-
-
-def _joined(columns: Sequence[np.ndarray]) -> np.ndarray:
-    joined = _column(sum(map(len, columns)), columns[0].dtype)
-    return np.concatenate(columns, out=joined)
+    return [copied(column, _WORD) for column in names.view(np.uint64).reshape(-1, _WORDS).T]
 
 
 class ChunkTable:
@@ -215,12 +195,12 @@ class ChunkTable:
 
     def __init__(self, parts: Sequence[Columns]) -> None:
         """Of all these columns, which are taken out of their lists one after the other."""
-        order = np.argsort(_joined([part[0] for part in parts]), kind="stable")
+        order = np.argsort(joined([part[0] for part in parts]), kind="stable")
         self._columns: Columns = []
         for _ in range(_WORDS + len(Location._fields)):
-            joined = _joined([part.pop(0) for part in parts])
-            column = _column(len(joined), joined.dtype)
-            np.take(joined, order, out=column, mode="clip")  # clip: in place; there is nothing to clip
+            values = joined([part.pop(0) for part in parts])
+            column = room(len(values), values.dtype)
+            np.take(values, order, out=column, mode="clip")  # clip: in place; there is nothing to clip
             self._columns.append(column)
 
     @classmethod

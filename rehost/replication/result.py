@@ -12,14 +12,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rehost.replication.columns import GrowingColumn
 from rehost.replication.compare import Links, kinds, numbers
 from rehost.replication.contents import CHUNKS_TYPE, CONTENTS_SCHEMA
-from rehost.replication.manifest import CHUNK_TYPE, FILES_SCHEMA, SCAN_SCHEMA, Validator, single
+from rehost.replication.manifest import (
+    CHUNK_TYPE,
+    FILES_SCHEMA,
+    SCAN_SCHEMA,
+    SHA256_BYTES,
+    Validator,
+    binary_words,
+    single,
+)
 from rehost.replication.rows import Rows
 from rehost.replication.told import Told
 
 _CHUNKS_A_GROUP = 1 << 18
 _FACTS = ("size", "mtime_ns", "ctime_ns", "unstable")  # what a reading says better than the scan
+_NAME = np.dtype(f"V{SHA256_BYTES}")
 _NOTHING = pa.array([[]], CHUNKS_TYPE)
 
 
@@ -168,8 +178,12 @@ class _Groups:
     been another one when the scan came to a later name."""
 
     def __init__(self, groups: int) -> None:
-        self._place = np.full(groups, -1, np.int32)  # in `_lists`
-        self._lists = pa.array([], CHUNKS_TYPE)
+        self._count = np.full(groups, -1, np.int32)  # of chunks; -1: not seen yet
+        self._start = np.zeros(groups, np.int64)  # of them, in `_chunks`
+        self._chunks = {
+            field.name: GrowingColumn(_NAME if field.name == "sha256" else np.dtype(field.type.to_pandas_dtype()))
+            for field in CHUNK_TYPE
+        }
         self._facts = {name: np.zeros(groups, FILES_SCHEMA.field(name).type.to_pandas_dtype()) for name in _FACTS}
 
     def share(
@@ -187,13 +201,11 @@ class _Groups:
         """
         regular = kinds(table)[members] == stat.S_IFREG
         rows, of = members[regular & leads], group[regular & leads]
-        lists = chunks.take(pa.array(rows))
-        self._place[of] = len(self._lists) + np.arange(len(rows))
-        self._lists = pa.concat_arrays([self._lists, lists])
+        self._learn(of, chunks.take(pa.array(rows)))
         for name in _FACTS:
             self._facts[name][of] = facts[name][rows]
         rows, of = members[regular & ~leads], group[regular & ~leads]
-        known = self._place[of] >= 0  # else the row is one that is left out, like all before it
+        known = self._count[of] >= 0  # else the row is one that is left out, like all before it
         rows, of = rows[known], of[known]
         if not len(rows):
             return chunks
@@ -201,7 +213,30 @@ class _Groups:
             facts[name][rows] = self._facts[name][of]
         sources = np.arange(table.num_rows)
         sources[rows] = table.num_rows + np.arange(len(rows))
-        return pa.concat_arrays([chunks, self._lists.take(pa.array(self._place[of]))]).take(pa.array(sources))
+        return pa.concat_arrays([chunks, self._lists(of)]).take(pa.array(sources))
+
+    def _learn(self, of: np.ndarray, lists: pa.Array) -> None:
+        counts = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+        self._count[of] = counts
+        self._start[of] = len(self._chunks["sha256"]) + np.cumsum(counts) - counts
+        items = lists.flatten()
+        for name, column in self._chunks.items():
+            values = pc.struct_field(items, name)
+            column.add(binary_words(values).view(_NAME)[:, 0] if name == "sha256" else values.to_numpy())
+
+    def _lists(self, of: np.ndarray) -> pa.Array:
+        counts = self._count[of].astype(np.int64)
+        ends = np.cumsum(counts)
+        rows = np.repeat(self._start[of] - (ends - counts), counts) + np.arange(counts.sum())
+        values = {name: column.take(rows) for name, column in self._chunks.items()}
+        names = pa.py_buffer(np.ascontiguousarray(values["sha256"]))
+        children = [
+            pa.array(values["offset"]),
+            pa.array(values["length"]),
+            pa.FixedSizeBinaryArray.from_buffers(pa.binary(SHA256_BYTES), len(rows), [None, names]),
+        ]
+        items = pa.StructArray.from_arrays(children, fields=list(CHUNK_TYPE))
+        return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), items, type=CHUNKS_TYPE)
 
 
 def _facts(table: pa.Table) -> dict[str, np.ndarray]:
