@@ -1,7 +1,8 @@
 """The flow `housekeeping`: runs whose process died without a word are found, and their jobs put right.
 
-It runs on a schedule, and once at the start of `rehost up` (`python -m flows.housekeeping`). At the end of `rehost up`
-`python -m flows.housekeeping --stop` stops the runs of this machine in peace before their worker goes.
+Then old snapshots go, and what only they needed leaves the store. It runs on a schedule. At the start of `rehost up`
+`python -m flows.housekeeping` puts the runs right alone; at its end `python -m flows.housekeeping --stop` stops the
+runs of this machine in peace before their worker goes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flows import orchestration
 from rehost.catalog.records import Run
 from rehost.errors import OrchestrationAway, RunCrashed
 from tasks.run_pass import catalog, owner_is_alive, owner_is_dead, reap_workspaces
+from tasks.store_care import tidy_store
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,9 @@ _LOOK_SECONDS = 0.2
 @flow(name="housekeeping", description="Runs whose process died are found, and their jobs put right.")
 def housekeeping() -> int:
     """Put right what no process is left to put right; the number of runs."""
-    return put_right()
+    ended = put_right()
+    tidy_store()
+    return ended
 
 
 def put_right() -> int:

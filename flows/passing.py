@@ -25,6 +25,7 @@ from tasks.publish import publish
 from tasks.report import report_run
 from tasks.run_pass import Pass, catalog, open_pass
 from tasks.snapshot import snapshot
+from tasks.store_care import forget_old_snapshots
 from tasks.transfer import transfer
 from tasks.verify import verify_boot, verify_container
 
@@ -50,6 +51,7 @@ def run_pass(order: Order) -> State[Any]:
                 opened.set_stage(order.job_id, BusinessStatus.CLEANING)
         with catalog() as opened:
             opened.finish_run(run.id)
+        forget_old_snapshots()
     except RehostError as error:
         log.error("%s: %s %s", error.code, error.message, error.remedy)
         with catalog() as opened:

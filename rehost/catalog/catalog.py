@@ -11,13 +11,14 @@ from rehost.catalog.database import Database
 from rehost.catalog.idempotency import IdempotencyKeys
 from rehost.catalog.images import Images
 from rehost.catalog.jobs import Jobs
+from rehost.catalog.retention import Retention
 from rehost.catalog.runs import Runs
 from rehost.catalog.sources import Sources
 from rehost.catalog.tables import SchemaRow
 from rehost.settings import Settings
 
 
-class Catalog(Sources, Jobs, Runs, Images, IdempotencyKeys):
+class Catalog(Sources, Jobs, Runs, Retention, Images, IdempotencyKeys):
     """Safe to use from several threads and processes at once. Every method is one transaction.
 
     Every method raises CatalogAway where the database does not answer.

@@ -17,11 +17,13 @@ import pytest
 from pyarrow import fs
 
 from rehost.errors import SnapshotNotFound, StoreChunkMissing, StoreError, StoreIOFailed, StoreUnreadable
+from rehost.replication.backends import leases, s3
 from rehost.replication.backends.interface import Backend
 from rehost.replication.backends.local import LocalFolder
 from rehost.replication.backends.location import Bucket, location
 from rehost.replication.backends.s3 import ObjectStore
 from rehost.replication.bundles import Bundle
+from rehost.replication.care import check, gc
 from rehost.replication.manifest import Chunk, Entry, table_of
 from rehost.replication.store import Store
 from tests.support import object_store
@@ -276,3 +278,84 @@ def test_a_big_table_is_sent_in_parts(endpoint: str, tmp_path: Path) -> None:
     (folder / "last").write_bytes(b"x")
     backend.publish_folder(folder, "snapshots/big", "last")
     assert pa.py_buffer(backend.fetch("snapshots/big/table").read_bytes()).equals(pa.py_buffer(content))
+
+
+# --- the care of the store
+
+
+def test_a_lease_holds_until_its_holder_lets_it_go_or_dies(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = place("here"), place("there")
+    here.prepare()
+    there.prepare()
+    one, two = here.lease("store"), there.lease("care")
+    assert here.leases() == there.leases() == {one.name, two.name}
+    assert one.name.startswith("store-") and one.holds()
+    one.release()
+    assert here.leases() == {two.name} and not one.holds()
+    if isinstance(there, ObjectStore):
+        with monkeypatch.context() as patch:
+            patch.setattr(s3, "LEASE_SECONDS", -1.0)  # nobody renews it that fast
+            assert here.leases() == set()
+            assert here.list("leases") == {}
+        monkeypatch.setattr(leases, "_LOST_SECONDS", 0.0)
+        assert not two.holds()
+    two.release()
+    here.write("packs/new", b"")
+    assert abs(here.ages("packs")["new"]) < 120
+
+
+def test_what_is_condemned_waits_for_another_machine(place: Place) -> None:
+    content = chunk(4, 1)
+    with Store.at(lambda: place("one")) as early:
+        early.put(name(content), content)
+        early.flush()
+        care = place("two")
+        care.prepare()
+        told = gc.collect(care, grace_seconds=0)
+        assert (told.packs_condemned, told.packs_waiting, told.packs_deleted) == (1, 1, 0)
+        with Store.at(lambda: place("three")) as late:
+            assert late.has([name(content)]) == [False]
+    assert gc.collect(care, grace_seconds=0).packs_deleted == 1
+    assert [care.list(folder) for folder in ("packs", "indexes", "condemned", "leases")] == [{}] * 4
+
+
+@pytest.mark.parametrize("hurt", ["content", "index", "no index", "no pack"])
+def test_what_is_hurt_is_put_right_for_every_machine(place: Place, hurt: str) -> None:
+    contents = [random.Random(number).randbytes(30_000) for number in range(10)]
+    entries = [
+        Entry(b"%d" % n, 0o100644, size=len(c), chunks=(Chunk(0, len(c), name(c)),)) for n, c in enumerate(contents)
+    ]
+    saved = snapshot()
+    with Store.at(lambda: place("one")) as store:
+        store.put_bundle(Bundle.of(contents))
+        store.save_snapshot(saved, table_of([Entry(b"", 0o040755), *entries]))
+    care = place("two")
+    care.prepare()
+    (pack,) = (file.removesuffix(".pack") for file in care.list("packs"))
+    if hurt == "content":
+        damaged = bytearray(care.read(f"packs/{pack}.pack"))
+        damaged[damaged.index(contents[4][:100]) + 50] ^= 1
+        care.write(f"packs/{pack}.pack", bytes(damaged))
+    elif hurt == "index":
+        care.write(f"indexes/{pack}.parquet", b"PAR1 it was")
+    else:
+        care.delete(f"indexes/{pack}.parquet" if hurt == "no index" else f"packs/{pack}.pack")
+    care = place("three")
+    care.prepare()
+    told = check.check(care, read_data=True, patience_seconds=-60)
+    kinds = {
+        "content": "pack_damaged",
+        "index": "index_damaged",
+        "no index": "index_missing",
+        "no pack": "pack_missing",
+    }
+    assert [(finding.kind, finding.name, finding.healed) for finding in told.findings] == [(kinds[hurt], pack, True)]
+    lost = {"content": [4], "no pack": list(range(10))}.get(hurt, [])
+    assert [(t.snapshot_id, t.chunks) for t in told.touched] == ([(saved.id, len(lost))] if lost else [])
+    with Store.at(lambda: place("one")) as store:
+        assert store.has([name(content) for content in contents]) == [number not in lost for number in range(10)]
+        for number in lost:
+            store.put(name(contents[number]), contents[number])
+    assert check.check(care, read_data=True).findings == () and check.check(care).sound
+    with Store.at(lambda: place("one")) as store:
+        assert [store.read_chunk(name(content)) for content in contents] == contents

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from rehost.cli import main as cli
 from rehost.errors import StoreChunkMissing, StoreUnreadable
 from rehost.replication.backends.local import LocalFolder
 from rehost.replication.care import check, condemned, gc, stat
@@ -16,6 +18,7 @@ from rehost.replication.care.errors import StoreBusy
 from rehost.replication.manifest import Chunk, Entry, table_of
 from rehost.replication.snapshots import Snapshot
 from rehost.replication.store import Store
+from rehost.settings import settings
 from tests.support.store_writer import name
 from tests.unit.test_store import only, put, snapshot
 
@@ -198,3 +201,42 @@ def test_what_a_store_holds_is_counted(tmp_path: Path, place: LocalFolder) -> No
     assert told.dedup_ratio == round(20 / 9, 3)
     shares = [(s.snapshots, s.bytes_own, s.bytes_shared) for s in told.by_source]
     assert shares == [(2, 150_000, 200_000), (1, 100_000, 200_000)]
+
+
+def test_the_command_line_tells_it_and_ends_with_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REHOST_HOME", str(tmp_path))
+    settings.cache_clear()
+    try:
+        with Store.open(tmp_path / "store") as store:
+            made = save(store, chunks(13, 4))
+            put(store, *chunks(14, 4))
+
+        def rehost(*words: str) -> tuple[int, str]:
+            code = cli.main(["store", *words])
+            return code, capsys.readouterr().out
+
+        for command in ("stat", "check", "gc"):
+            code, text = rehost(command, "--json")
+            assert code == 0 and json.loads(text)
+            assert rehost(command)[0] == 0
+        code, text = rehost("gc", "--grace-hours", "0", "--json")
+        assert (code, json.loads(text)["packs_deleted"]) == (0, 1)
+        (pack,) = (tmp_path / "store" / "packs").iterdir()
+        content = bytearray(pack.read_bytes())
+        content[-5] ^= 1
+        pack.write_bytes(content)
+        code, text = rehost("check", "--read-data")
+        assert code == 3 and pack.stem in text and made.id in text and "/file0003" in text
+        code, text = rehost("check", "--json")
+        assert code == 3 and json.loads(text)["touched"][0]["paths"] == ["/file0003"]
+        with alone(LocalFolder(tmp_path / "store")):
+            assert rehost("gc")[0] == 11
+        assert rehost("forget", made.id) == (0, "")
+        assert rehost("forget", made.id)[0] == 1
+        code, text = rehost("check", "--read-data")
+        assert code == 0 and "Sound: 1 packs, 3 chunks, 0 snapshots" in text
+    finally:
+        monkeypatch.undo()
+        settings.cache_clear()

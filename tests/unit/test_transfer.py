@@ -18,7 +18,9 @@ import pytest
 import rehost.agent
 from rehost.errors import SnapshotFileChanged, SourceUnreachable
 from rehost.ids import new_id
+from rehost.replication.backends.local import LocalFolder
 from rehost.replication.bundles import Bundle
+from rehost.replication.care import check
 from rehost.replication.export import export_tree
 from rehost.replication.manifest import CHUNK_BYTES
 from rehost.replication.snapshots import Snapshot
@@ -386,3 +388,26 @@ def test_the_agent_is_python_3_6_and_stands_alone(path: Path) -> None:
         ours = module == "rehost.agent" or module.startswith("rehost.agent.")
         optional = path.name == "protocol.py" and module in ("zstandard", "xxhash")
         assert ours or optional or module.split(".")[0] in sys.stdlib_module_names, module
+
+
+def test_a_damaged_chunk_is_sent_again_and_nothing_else(tree: Path, tmp_path: Path) -> None:
+    for number in range(20):
+        (tree / f"file{number:02}").write_bytes(os.urandom(60_000))
+    hurt = (tree / "file07").read_bytes()
+    with Store.open(tmp_path / "store") as store, open_session(_connection(tree)) as session:
+        first, _ = take(session, store, tmp_path)
+    (pack,) = (tmp_path / "store" / "packs").glob("*.pack")
+    content = bytearray(pack.read_bytes())
+    content[content.index(hurt[:64]) + 30_000] ^= 0x40
+    pack.write_bytes(content)
+    place = LocalFolder(tmp_path / "store")
+    told = check.check(place, read_data=True)
+    assert [(finding.kind, finding.chunks) for finding in told.findings] == [("pack_damaged", 1)]
+    assert [(touched.snapshot_id, touched.paths) for touched in told.touched] == [(first.id, ("/file07",))]
+    with Store.open(tmp_path / "store") as store, open_session(_connection(tree)) as session:
+        _, report = take(session, store, tmp_path, parent=first)
+        assert (report.files_changed, report.bytes_scanned, report.bytes_new) == (1, 60_000, 60_000)
+        export_tree(Tree(store.files(first.id), store), tmp_path / "back")
+    assert_same_tree(tree, tmp_path / "back")
+    healed = check.check(place, read_data=True)
+    assert healed.sound and not healed.findings

@@ -119,6 +119,7 @@ class _Check:
             progress(number, packs)
             if not pack.condemned:
                 self._read(holdings, number)
+        del holdings
         ids = Snapshots(self._place).ids()  # before the holdings: what one of these needs was indexed before it
         holdings = _without(read_holdings(self._place), self._lost)
         touched = self._snapshots(ids, holdings)

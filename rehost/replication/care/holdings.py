@@ -90,6 +90,7 @@ def read_holdings(place: Backend) -> Holdings:
         columns[3].append(np.ceil(share).astype(np.uint32))
         found.packs.append(Pack(id, sizes[id], ages.get(id, 0.0), id in marked))
     if found.packs:
+        pa.default_memory_pool().release_unused()
         names = np.concatenate(columns[0])
         columns[0].clear()
         order = names.argsort(kind="stable")
