@@ -417,8 +417,9 @@ class _Rules:
         bad |= pc.binary_length(values).to_numpy(zero_copy_only=False) > XATTR_VALUE_BYTES_MAX
         self.refuse_items_where("xattrs", bad, "an extended attribute's name or value is empty, too long or has a NUL")
         row = np.repeat(np.arange(self.count), self.lengths("xattrs"))
-        pairs = pa.table({"row": row, "name": names}).group_by(["row", "name"], use_threads=False)
-        if pairs.aggregate([]).num_rows != len(names):
+        coded = names.dictionary_encode()
+        pairs = row * len(coded.dictionary) + coded.indices.to_numpy(zero_copy_only=False)
+        if len(np.unique(pairs)) != len(names):
             raise ManifestInvalid(path="", reason="a file has an extended attribute twice")
 
     def link_groups(self) -> None:

@@ -99,7 +99,7 @@ def index_bytes(records: Sequence[Record]) -> bytes:
 def read_index(data: bytes, pack_size: int) -> pa.Table:
     """The table of an index. Raises ValueError where it is not one, or points outside its pack."""
     try:
-        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(str(error)) from error
     if not table.schema.equals(INDEX_SCHEMA) or any(column.null_count for column in table.columns):
