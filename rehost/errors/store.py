@@ -20,7 +20,7 @@ class StoreChunkCorrupt(StoreError):
     """Chunk {sha256} in pack {pack} does not match its name: {reason}."""
 
     code = "Store.ChunkCorrupt"
-    remedy = "Check the disk under the store; the next sync sends the chunk again once its pack is removed."
+    remedy = "Check the disk under the store and run `rehost store check --read-data`; the next sync sends it again."
 
 
 class StoreChunkMissing(StoreError):

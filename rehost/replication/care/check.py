@@ -106,6 +106,7 @@ class _Check:
         self._bytes_read = 0
 
     def run(self, read_data: bool, progress: Progress) -> Checked:
+        ids = Snapshots(self._place).ids()  # before the holdings: what one of these needs was indexed before it
         holdings = read_holdings(self._place)
         packs = len(holdings.packs)
         for id, reason in holdings.unreadable.items():
@@ -119,9 +120,10 @@ class _Check:
             progress(number, packs)
             if not pack.condemned:
                 self._read(holdings, number)
-        del holdings
-        ids = Snapshots(self._place).ids()  # before the holdings: what one of these needs was indexed before it
-        holdings = _without(read_holdings(self._place), self._lost)
+        if self._findings and not self._report_only:
+            del holdings
+            holdings = read_holdings(self._place)
+        holdings = _without(holdings, self._lost)
         touched = self._snapshots(ids, holdings)
         return Checked(
             read_data, packs, len(holdings.names), self._bytes_read, len(ids), tuple(self._findings), tuple(touched)
