@@ -140,6 +140,7 @@ def test_a_damaged_chunk_is_found_and_does_not_count_as_had(tmp_path: Path, plac
     healed = check.check(place, read_data=True)
     assert [(f.name, f.healed) for f in healed.findings] == [(pack.stem, True)] and not healed.sound
     assert healed.touched == told.touched
+    assert packs_of(tmp_path) == 1 and not pack.exists()
     assert check.check(place, read_data=True).findings == ()
     with Store.open(tmp_path) as store:
         assert store.has([name(content) for content in contents]) == [n != 3 for n in range(10)]
