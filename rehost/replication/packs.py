@@ -189,8 +189,9 @@ class PackWriter:
             self.path = folder / f"{self.id}.partial"
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             self.file = OpenFile(fd)
-            # Between the two calls a starting process may have taken the empty file for a dead writer's: leave it.
-            if lock(fd):
+            # Between the two calls a starting process may have taken the empty file for a dead writer's. It may have
+            # removed it, too, and let it go by now.
+            if lock(fd) and self.path.exists():
                 break
         write_all(fd, PACK_MAGIC, 0)
         self.size = len(PACK_MAGIC)

@@ -95,11 +95,10 @@ class Snapshots:
         """
         name = self._name(snapshot.id)
         shown = f"{self._backend.shown}/{name}"
-        temporary = self._spool / f".{snapshot.id}-{secrets.token_hex(4)}"
+        temporary: Path | None = None
         try:
-            temporary.mkdir(mode=0o700)
-            held = OpenFile(os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            lock(held.fd)  # until the end of this function, so that `clean` leaves it alone
+            # Held until the end of this function, so that `clean` leaves it alone.
+            temporary, _held = self._folder_of_ours(snapshot.id)
             if files is not None:
                 write_files(files, temporary / "files.parquet")
                 required_chunks(temporary / "files.parquet", require)
@@ -115,7 +114,19 @@ class Snapshots:
         except OSError as error:
             raise storage_error(error, shown) from error
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    def _folder_of_ours(self, snapshot_id: str) -> tuple[Path, OpenFile]:
+        """A new folder in the spool, and its lock."""
+        while True:
+            folder = self._spool / f".{snapshot_id}-{secrets.token_hex(4)}"
+            folder.mkdir(mode=0o700)
+            # Between the calls another's `clean` may have taken it for a dead process's, and removed it.
+            with contextlib.suppress(FileNotFoundError):
+                held = OpenFile(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                if lock(held.fd) and folder.exists():
+                    return folder, held
 
     def load(self, snapshot_id: str) -> Snapshot:
         """What is said of a snapshot."""

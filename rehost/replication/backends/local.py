@@ -103,7 +103,7 @@ class LocalFolder:
 
     def adopt(self, path: Path, name: str) -> None:
         target = self._folder / name
-        if path.exists():  # else an earlier try came that far
+        if path.exists() or not target.exists():  # else an earlier try came that far
             path.rename(target)
         fsync_folder(target.parent)
 

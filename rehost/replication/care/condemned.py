@@ -2,11 +2,13 @@
 
 A record under `condemned/` names packs, and the leases of those who may have been told that a chunk in them is there.
 Who opens the store takes a lease first and reads the records then: either the record was there, and nothing in its
-packs counts as had, or the lease was, and the record waits for it. A record is never changed: another takes its place.
+packs counts as had, or the lease was, and the record waits for it. A record that changes keeps its name: were another
+put in its place, who lists the names just then could see neither.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 from collections.abc import Collection
@@ -27,11 +29,12 @@ class Condemnation:
 
 def read(place: Backend) -> list[Condemnation]:
     """All records. Raises StoreUnreadable, OSError."""
-    while True:
-        try:
-            return [_read(place, name) for name in sorted(place.list("condemned")) if name.endswith(".json")]
-        except FileNotFoundError:
-            continue  # another has just taken the place of one: that one is listed now
+    found = []
+    for name in sorted(place.list("condemned")):
+        if name.endswith(".json"):
+            with contextlib.suppress(FileNotFoundError):  # gone meanwhile, and so are its packs or their condemnation
+                found.append(_read(place, name))
+    return found
 
 
 def _read(place: Backend, name: str) -> Condemnation:
@@ -52,18 +55,19 @@ def packs(place: Backend) -> frozenset[str]:
     return frozenset().union(*(record.packs for record in read(place)))
 
 
-def write(place: Backend, packs: Collection[str], leases: Collection[str] | None) -> Condemnation:
-    """Write a new record, durably."""
-    record = Condemnation(secrets.token_hex(16), frozenset(packs), None if leases is None else frozenset(leases))
+def write(
+    place: Backend, packs: Collection[str], leases: Collection[str] | None, id: str | None = None
+) -> Condemnation:
+    """Write a record durably: a new one, or what is now to be said under that id."""
+    record = Condemnation(id or secrets.token_hex(16), frozenset(packs), None if leases is None else frozenset(leases))
     told = {"packs": sorted(record.packs), "leases": None if record.leases is None else sorted(record.leases)}
     place.write(f"condemned/{record.id}.json", json.dumps(told).encode() + b"\n")
     return record
 
 
-def replace(
-    place: Backend, old: Condemnation, packs: Collection[str], leases: Collection[str] | None
-) -> Condemnation | None:
-    """Put another record in the place of one, or none where it would name no pack."""
-    new = write(place, packs, leases) if packs else None
-    place.delete(f"condemned/{old.id}.json")
-    return new
+def replace(place: Backend, old: Condemnation, packs: Collection[str], leases: Collection[str] | None) -> None:
+    """Have a record say something else; it goes where it would name no pack."""
+    if packs:
+        write(place, packs, leases, old.id)
+    else:
+        place.delete(f"condemned/{old.id}.json")
