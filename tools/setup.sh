@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 PACKAGES="python3 python3-venv openssh-client openssh-server qemu-system-x86 qemu-utils ovmf seabios grub-pc-bin
 grub-efi-amd64-bin grub-common mtools e2fsprogs util-linux docker.io mmdebstrap uidmap docker-registry gdisk acl attr
-libcap2-bin xfsprogs btrfs-progs lvm2 restic rsync partclone"
+libcap2-bin xfsprogs btrfs-progs lvm2 restic rsync partclone postgresql chromium chromium-driver"
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 as_root() {
