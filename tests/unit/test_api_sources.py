@@ -1,0 +1,67 @@
+"""Sources over the API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.support.api import app, catalog, client, empty, job_body, orders, refused, settings, source_id, tree
+
+
+def test_registering_a_source_discovers_what_it_is(client: TestClient, tree: Path) -> None:
+    body = {"connection": {"kind": "path", "root": str(tree)}, "description": "(shop) front", "tags": {"team": "web"}}
+    answer = client.post("/v1/sources", json=body)
+    assert answer.status_code == 201
+    source = answer.json()
+    assert answer.headers["location"] == f"/v1/sources/{source['id']}"
+    assert source["inventory"]["hostname"] == "web1"
+    assert source["inventory"]["os_id"] == "debian"
+    assert (source["name"], source["state"], source["tags"]) == ("web1", "available", {"team": "web"})
+    assert source["created_at"].endswith("Z")
+    assert client.get(f"/v1/sources/{source['id']}").json() == source
+
+
+def test_a_source_that_cannot_be_reached_is_not_stored(client: TestClient, tmp_path: Path) -> None:
+    answer = client.post("/v1/sources", json={"connection": {"kind": "path", "root": str(tmp_path / "none")}})
+    assert answer.json()["code"].startswith("Source.")
+    refused(answer, answer.status_code, answer.json()["code"])
+    assert client.get("/v1/sources").json()["total"] == 0
+
+
+def test_a_source_that_went_away_becomes_unavailable_and_comes_back(
+    client: TestClient, source_id: str, tree: Path, tmp_path: Path
+) -> None:
+    tree.rename(tmp_path / "elsewhere")
+    answer = client.post(f"/v1/sources/{source_id}/discover")
+    assert answer.status_code == 409
+    shown = client.get(f"/v1/sources/{source_id}").json()
+    assert shown["state"] == "unavailable"
+    assert shown["status_info"]
+    assert shown["inventory"]["hostname"] == "web1", "what was known is kept"
+    refused(client.post("/v1/jobs", json=job_body(source_id)), 409, "SourceState.Invalid")
+    (tmp_path / "elsewhere").rename(tree)
+    (tree / "etc/hostname").write_text("web2\n")
+    again = client.post(f"/v1/sources/{source_id}/discover").json()
+    assert (again["state"], again["status_info"], again["inventory"]["hostname"]) == ("available", None, "web2")
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({}, "/connection"),
+        ({"connection": {"kind": "ftp"}}, "/connection"),
+        ({"connection": {"kind": "ssh"}}, "/connection/host"),
+        ({"connection": {"kind": "ssh", "host": "-oProxyCommand=x"}}, "/connection/host"),
+        ({"connection": {"kind": "path", "root": "/x", "sudo": True}}, "/connection/sudo"),
+        ({"connection": {"kind": "path", "root": "/x"}, "colour": 1}, "/colour"),
+        ({"connection": {"kind": "path", "root": "/x"}, "description": "d" * 257}, "/description"),
+        ({"connection": {"kind": "path", "root": "/x"}, "name": "x"}, "/name"),
+    ],
+    ids=str,
+)
+def test_a_wrong_source_is_refused_with_a_pointer(empty: TestClient, body: dict[str, Any], pointer: str) -> None:
+    problem = refused(empty.post("/v1/sources", json=body), 422, "InvalidParameter")
+    assert [fault["pointer"] for fault in problem["errors"]] == [pointer]
