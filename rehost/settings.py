@@ -18,9 +18,23 @@ from pydantic_settings import (
 
 from rehost.replication.backends.location import location
 
+DEFAULT_QUEUE = "default"  # the work queue of jobs without a vSwitch; the worker of `rehost up` serves it
+
+
+WorkQueue = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
+NetworkId = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class Vpc(BaseModel):
+    """A network of a region: the workers of a vSwitch's queue sit in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vswitches: dict[NetworkId, WorkQueue] = Field(description="vSwitch id → the Prefect work queue of its workers")
+
 
 class Region(BaseModel):
-    """A named destination: where images go, and which registry containers go to."""
+    """A named destination: where images go, which registry containers go to, and which networks it has."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,6 +42,27 @@ class Region(BaseModel):
     registry: str | None = Field(None, description="host:port of the container registry; none: the engine alone")
     registry_insecure: bool = Field(False, description="speak HTTP to the registry instead of HTTPS")
     max_running_jobs: int = Field(50, ge=1)
+    networks: dict[NetworkId, Vpc] = Field(default_factory=dict, description="VPC id → its vSwitches")
+
+    @field_validator("networks")
+    @classmethod
+    def _no_vswitch_twice(cls, networks: dict[str, Vpc]) -> dict[str, Vpc]:
+        """A vSwitch lies in one VPC, so that its id alone tells where a job's workers sit."""
+        seen: set[str] = set()
+        for vpc in networks.values():
+            if twice := seen & vpc.vswitches.keys():
+                raise ValueError(f"names the vSwitch {min(twice)} in two VPCs")
+            seen |= vpc.vswitches.keys()
+        return networks
+
+    def vpc_of(self, vswitch_id: str) -> str | None:
+        """The VPC in which the vSwitch lies; None: this region has no such vSwitch."""
+        return next((id for id, vpc in self.networks.items() if vswitch_id in vpc.vswitches), None)
+
+    def work_queue(self, vswitch_id: str | None) -> str:
+        """The Prefect work queue whose workers sit at that vSwitch; without one, or with one unknown, the default's."""
+        queues = {id: queue for vpc in self.networks.values() for id, queue in vpc.vswitches.items()}
+        return queues.get(vswitch_id or "", DEFAULT_QUEUE)
 
     @field_validator("images")
     @classmethod
@@ -115,6 +150,17 @@ class Settings(BaseSettings):
         if name in self.regions:
             return self.regions[name]
         return Region() if name == "local" else None
+
+    @property
+    def work_queues(self) -> tuple[str, ...]:
+        """Every work queue that a vSwitch of a region names, but the default one, by name."""
+        named = {
+            queue
+            for region in self.regions.values()
+            for vpc in region.networks.values()
+            for queue in vpc.vswitches.values()
+        }
+        return tuple(sorted(named - {DEFAULT_QUEUE}))
 
     def images_path(self, region: str) -> Path:
         """The folder of a region's disk images."""

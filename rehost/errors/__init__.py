@@ -93,6 +93,7 @@ from rehost.errors.requests import (
     TagsNumberExceeded as TagsNumberExceeded,
     Unauthenticated as Unauthenticated,
     VSwitchRequired as VSwitchRequired,
+    VSwitchVpcMismatch as VSwitchVpcMismatch,
 )
 from rehost.errors.source import (
     RunCancelled as RunCancelled,

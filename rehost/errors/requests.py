@@ -206,6 +206,13 @@ class VSwitchRequired(Invalid):
     remedy = "Give `network.vswitch_id`, or use the public network."
 
 
+class VSwitchVpcMismatch(Invalid):
+    """The vSwitch {vswitch_id} lies in {vpc_id}, not in the VPC that is named."""
+
+    code = "VSwitchVpc.Mismatch"
+    remedy = "Give the VPC of the vSwitch in `network.vpc_id`, or leave it out; `GET /v1/regions` shows both."
+
+
 class ScheduleOutOfRange(Invalid):
     """The schedule is out of range: {reason}."""
 

@@ -7,6 +7,20 @@ from rehost.settings import Settings
 from rehost.source.inventory import Record
 
 
+class VSwitchRecord(Record):
+    """A vSwitch of a VPC, and the Prefect work queue whose workers sit at it."""
+
+    id: str
+    work_queue: str
+
+
+class NetworkRecord(Record):
+    """A VPC of a region."""
+
+    vpc_id: str
+    vswitches: tuple[VSwitchRecord, ...]
+
+
 class RegionRecord(Record):
     """A region as the API shows it."""
 
@@ -14,7 +28,7 @@ class RegionRecord(Record):
     images: str  # the folder of its disk images
     registry: str | None  # host:port; None: container images stay in the engine
     registry_insecure: bool
-    networks: tuple[str, ...] = ()  # no region has networks of its own yet
+    networks: tuple[NetworkRecord, ...]
     max_running_jobs: int
 
 
@@ -28,6 +42,13 @@ def region(settings: Settings, id: str) -> RegionRecord:
         images=str(settings.images_path(id)),
         registry=configured.registry,
         registry_insecure=configured.registry_insecure,
+        networks=tuple(
+            NetworkRecord(
+                vpc_id=vpc_id,
+                vswitches=tuple(VSwitchRecord(id=id, work_queue=queue) for id, queue in sorted(vpc.vswitches.items())),
+            )
+            for vpc_id, vpc in sorted(configured.networks.items())
+        ),
         max_running_jobs=configured.max_running_jobs,
     )
 
