@@ -163,7 +163,7 @@ def verification_records(session: Session, rows: Sequence[VerificationRow]) -> l
     return [
         VerificationRecord.model_validate(
             {
-                **row.report,
+                **(row.report or {"subject": row.subject, "status": row.status}),
                 "id": row.id,
                 "job_id": row.job_id,
                 "run_id": row.run_id,

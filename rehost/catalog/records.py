@@ -79,8 +79,8 @@ class Image(Record):
     name: str
     region_id: str
     source_id: str
-    job_id: str
-    run_id: str
+    job_id: str | None  # None: not known; a job that is not there any more is named all the same
+    run_id: str | None
     snapshot_id: str | None
     in_use: bool
     created_at: datetime

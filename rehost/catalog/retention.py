@@ -22,7 +22,7 @@ class Taken:
     job_id: str
     created_at: datetime
     succeeded: bool  # the run that took it
-    kept: int | None  # how many snapshots of this job are kept; None: all; 0: the job is being deleted
+    kept: int | None  # how many snapshots of this job are kept; None: all; 0: the job is deleted, or being
 
 
 def unneeded(taken: Iterable[Taken], *, in_images: Collection[str], busy_sources: Collection[str]) -> list[str]:
@@ -55,14 +55,14 @@ class Retention:
         with self._database.read() as session:
             rows = session.execute(
                 select(SnapshotRow.id, SnapshotRow.source_id, SnapshotRow.created_at, RunRow.status, JobRow)
-                .join(RunRow, RunRow.id == SnapshotRow.run_id)
-                .join(JobRow, JobRow.id == RunRow.job_id)
+                .outerjoin(RunRow, RunRow.id == SnapshotRow.run_id)
+                .outerjoin(JobRow, JobRow.id == RunRow.job_id)
             ).all()
             images = session.scalars(select(ImageRow.snapshot_id).where(ImageRow.snapshot_id.is_not(None)))
             busy = session.scalars(select(RunRow.source_id).where(RunRow.status.in_(UNDER_WAY)))
             return unneeded(
                 [
-                    Taken(id, source_id, job.id, created_at, status == RunStatus.SUCCEEDED, _kept(job))
+                    Taken(id, source_id, job.id if job else "", created_at, status == RunStatus.SUCCEEDED, _kept(job))
                     for id, source_id, created_at, status, job in rows
                 ],
                 in_images={id for id in images if id is not None},
@@ -75,8 +75,8 @@ class Retention:
             session.execute(delete(SnapshotRow).where(SnapshotRow.id == id))
 
 
-def _kept(job: JobRow) -> int | None:
-    if job.status == JobStatus.DELETING:
+def _kept(job: JobRow | None) -> int | None:
+    if job is None or job.status == JobStatus.DELETING:
         return 0
     incremental = job.spec.get("incremental")
     return None if incremental is None else int(incremental["max_images"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, Index, String, column
+from sqlalchemy import JSON, BigInteger, DateTime, Dialect, ForeignKey, Index, String, column, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from rehost.catalog.states import ENDED
+from rehost.catalog.states import ENDED, UNDER_WAY
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # the number of the newest file in migrations/versions
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -38,7 +38,7 @@ class Base(DeclarativeBase):
 
 
 class SchemaRow(Base):
-    """One row: the version of the tables."""
+    """One row: the version of the tables, which is the number of the last migration that they went through."""
 
     __tablename__ = "schema_version"
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -82,6 +82,12 @@ class JobRow(Base):
     scheduled_since: Mapped[datetime | None]  # the schedule's anchor; None while no schedule is registered
     timed_flow_run_id: Mapped[str | None]  # of a start that is still ahead
     flow_run_id: Mapped[str | None]  # of the present or last run
+    version: Mapped[int] = mapped_column(default=1, server_default="1")  # +1 on every change but those of progress
+    bytes_done: Mapped[int | None] = mapped_column(BigInteger)
+    bytes_total: Mapped[int | None] = mapped_column(BigInteger)
+    bytes_per_second: Mapped[int | None] = mapped_column(BigInteger)
+    schedule_paused: Mapped[bool] = mapped_column(default=False, server_default=false())
+    expired_at: Mapped[datetime | None]
     __table_args__ = (
         Index("one_job_name_per_region", "region_id", "name", unique=True),
         Index(
@@ -111,6 +117,9 @@ class JobTagRow(Base):
     value: Mapped[str] = mapped_column(index=True)
 
 
+_UNDER_WAY = column("status", String).in_([status.value for status in UNDER_WAY])
+
+
 class RunRow(Base):
     __tablename__ = "runs"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -120,19 +129,31 @@ class RunRow(Base):
     status: Mapped[str] = mapped_column(index=True)
     previous_status: Mapped[str]  # the job's, before this run
     flow_run_id: Mapped[str | None] = mapped_column(index=True)
+    batch_id: Mapped[str | None]  # of the request that started several jobs at once
     snapshot_id: Mapped[str | None]
     figures: Mapped[dict[str, Any] | None]
     error: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    __table_args__ = (
+        Index(
+            "one_run_under_way_per_job",
+            "job_id",
+            unique=True,
+            sqlite_where=_UNDER_WAY,
+            postgresql_where=_UNDER_WAY,
+        ),
+    )
 
 
 class SnapshotRow(Base):
+    """It lies in the store, and stays there when its source, job and run are forgotten: nothing holds it here."""
+
     __tablename__ = "snapshots"
     id: Mapped[str] = mapped_column(primary_key=True)
-    source_id: Mapped[str] = mapped_column(ForeignKey("sources.id"), index=True)
-    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"))
+    source_id: Mapped[str] = mapped_column(index=True)
+    run_id: Mapped[str]
     figures: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
 
@@ -141,14 +162,16 @@ _IS_DISK = column("kind", String) == "disk"
 
 
 class ImageRow(Base):
+    """It outlives the job that made it, and the source: the ids of both are what is remembered of them."""
+
     __tablename__ = "images"
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
     name: Mapped[str] = mapped_column(String(512))
     region_id: Mapped[str]
-    source_id: Mapped[str] = mapped_column(ForeignKey("sources.id"))
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
-    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
+    source_id: Mapped[str]
+    job_id: Mapped[str | None] = mapped_column(index=True)
+    run_id: Mapped[str | None] = mapped_column(index=True)
     snapshot_id: Mapped[str | None]
     in_use: Mapped[bool] = mapped_column(default=False)
     facts: Mapped[dict[str, Any]]
@@ -166,15 +189,20 @@ class ImageRow(Base):
 
 
 class VerificationRow(Base):
+    """A test of an image; it outlives the image, which retention may delete."""
+
     __tablename__ = "verifications"
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
-    image_id: Mapped[str] = mapped_column(ForeignKey("images.id"), index=True)
+    image_id: Mapped[str] = mapped_column(index=True)
+    flow_run_id: Mapped[str | None] = mapped_column(index=True)  # None: it is a stage of its run
     subject: Mapped[str] = mapped_column(String(2000))
-    status: Mapped[str]
-    report: Mapped[dict[str, Any]]
+    status: Mapped[str]  # pending, running, succeeded or failed
+    report: Mapped[dict[str, Any] | None]  # None: it has not ended
     created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
 
 
 class IdempotencyRow(Base):
@@ -185,3 +213,15 @@ class IdempotencyRow(Base):
     body: Mapped[dict[str, Any] | None]
     location: Mapped[str | None]
     created_at: Mapped[datetime]
+
+
+class ApiKeyRow(Base):
+    """A key of the API: what it is checked by, never the key itself."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    scope: Mapped[str]  # read, run or admin
+    hash: Mapped[str] = mapped_column(String(64), unique=True)  # SHA-256 of the key, in hex
+    created_at: Mapped[datetime]
+    last_used_at: Mapped[datetime | None]

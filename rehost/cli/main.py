@@ -1,4 +1,4 @@
-"""`rehost`: the command line. It speaks HTTP to the API; `up`, `doctor` and `store` work without one.
+"""`rehost`: the command line. It speaks HTTP to the API; `up`, `doctor`, `store` and `db` work without one.
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 partial, 10 source unreachable, 11 busy, 12 authentication,
 20 verification failed, 75 try again, 130 interrupted or stopped.
@@ -25,6 +25,7 @@ from rehost.settings import settings
 _USAGE, _INTERRUPTED = 2, 130
 _OWN_PROGRAMS = {  # they need no API, and read their own arguments
     "up": ("rehost.cli.up", "all services in the foreground: Prefect, its worker, the API"),
+    "db": ("rehost.cli.db", "the care of the catalog: upgrade; on a machine that reaches its database"),
     "store": ("rehost.cli.store", "the care of the store: stat, check, gc, forget; on the machine that has it"),
     "doctor": ("rehost.cli.doctor", "what this machine needs, whether it is there, and what to do"),
 }

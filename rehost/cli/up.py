@@ -21,6 +21,7 @@ from types import FrameType
 
 import httpx
 
+from rehost.catalog.upgrade import upgrade
 from rehost.cli.client import base_url
 from rehost.errors import EnvironmentFault, RehostError
 from rehost.run import Process, run, spawn
@@ -117,10 +118,13 @@ class Services:
 def services(configured: Settings, stop: threading.Event, say: Callable[[str], None]) -> Iterator[Services]:
     """Prefect, its worker and the API, all answering inside the block and ended after it.
 
-    Raises ServiceEnded, ServiceSilent, ProgramFailed.
+    Raises ServiceEnded, ServiceSilent, ProgramFailed, CatalogAway, CatalogVersionMismatch.
     """
     configured.home.mkdir(parents=True, exist_ok=True)
     configured.home.chmod(0o700)  # it holds what the servers hold
+    upgraded = upgrade(configured.catalog_url)
+    if upgraded.found != upgraded.version:
+        say(f"the catalog was upgraded from version {upgraded.found} to {upgraded.version}")
     logs = configured.home / "logs"
     logs.mkdir(exist_ok=True)
     env = prefect_environment(configured)

@@ -265,10 +265,13 @@ class CatalogAway(RehostError):
 
 
 class CatalogVersionMismatch(RehostError):
-    """The catalog's database has version {found}; this program writes version {wanted}."""
+    """The catalog's database has version {found}; this program works with version {wanted}."""
 
     code = "Catalog.VersionMismatch"
-    remedy = "Use the version of Rehost that wrote it, or another REHOST_DATABASE_URL."
+    remedy = (
+        "Where the database is older, run `rehost db upgrade` (`rehost up` does it by itself); where it is newer, use "
+        "the version of Rehost that wrote it."
+    )
     http_status = 503
     exit_code = 75
 

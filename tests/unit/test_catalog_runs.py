@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -21,7 +19,6 @@ from rehost.errors import (
     SourceUnreachable,
     StoreNoSpace,
 )
-from rehost.settings import Settings
 from rehost.source.connect import PathConnection
 from rehost.source.inventory import Inventory
 from rehost.verification.report import VerificationReport
@@ -31,12 +28,6 @@ class Facts(BaseModel):
     """Stands for an image.json."""
 
     size: int = 1
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    with Catalog.open(Settings(home=tmp_path)) as catalog:
-        yield catalog
 
 
 @pytest.fixture
