@@ -13,6 +13,7 @@ from fastapi import Depends, Query, Request
 from fastapi.dependencies.models import Dependant
 
 from rehost.catalog.catalog import Catalog
+from rehost.catalog.database import now
 from rehost.catalog.faults import Fault, raise_faults
 from rehost.catalog.paging import DEFAULT_LIMIT, MAX_LIMIT
 from rehost.settings import Settings
@@ -55,6 +56,11 @@ def get_settings(request: Request) -> Settings:
 
 def get_catalog(request: Request) -> Catalog:
     return cast(Catalog, request.app.state.catalog)
+
+
+def get_moment() -> datetime:
+    """The time by which a request is judged; a dependency, so that tests can say what it is."""
+    return now()
 
 
 def get_orchestration() -> Orchestration:
@@ -105,5 +111,6 @@ def _query_names(dependant: Dependant) -> Iterator[str]:
 
 TheSettings = Annotated[Settings, Depends(get_settings)]
 TheCatalog = Annotated[Catalog, Depends(get_catalog)]
+TheMoment = Annotated[datetime, Depends(get_moment)]
 TheOrchestration = Annotated[Orchestration, Depends(get_orchestration)]
 ThePlace = Annotated[Place, Depends(get_place)]

@@ -28,10 +28,11 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class FieldFault(BaseModel):
-    """One fault: a JSON pointer into the body, `?name` for a query parameter, or a header's name."""
+    """One fault: a JSON pointer into the body, `?name` for a query parameter, or a header's name; and its code."""
 
     pointer: str
     message: str
+    code: str
 
 
 class Problem(BaseModel):
@@ -67,7 +68,10 @@ def problem(error: RehostError, path: str) -> Response:
         code=error.code,
         remedy=error.remedy,
         retryable=error.retryable,
-        errors=[FieldFault(pointer=pointer, message=message) for pointer, message in error.facts.get("errors", [])],
+        errors=[
+            FieldFault(pointer=pointer, message=message, code=next(iter(code), error.code))
+            for pointer, message, *code in error.facts.get("errors", [])
+        ],
     )
     headers = {}
     if isinstance(error, Unauthenticated):

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query
 from starlette.responses import JSONResponse, Response
 
 from api import launch, look
-from api.dependencies import TheCatalog, TheOrchestration, ThePlace, TheSettings
+from api.dependencies import TheCatalog, TheMoment, TheOrchestration, ThePlace, TheSettings
 from api.models import ImageAnswer, image_answer
 from api.once import TheOnce
 from api.problems import responses
-from rehost.catalog import rules
 from rehost.catalog.faults import Fault, raise_faults
-from rehost.catalog.job import JobChange, JobSpec
-from rehost.catalog.plan import Plan, plan
+from rehost.catalog.job import JobChange
+from rehost.catalog.plan import Plan
 from rehost.catalog.records import Job, Page, Run, VerificationRecord
+from rehost.catalog.request import JobRequest, judge
 from rehost.catalog.states import BusinessStatus, JobStatus
-from rehost.regions.regions import region
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -41,10 +39,11 @@ _EXAMPLE = {
     responses={**responses(404, 409, 422, 503), 200: {"model": Plan, "description": "with `dry_run`: the plan alone"}},
 )
 def create_job(
-    spec: Annotated[JobSpec, Body(examples=[_EXAMPLE])],
+    request: Annotated[JobRequest, Body(examples=[_EXAMPLE])],
     catalog: TheCatalog,
     orchestration: TheOrchestration,
     settings: TheSettings,
+    moment: TheMoment,
     once: TheOnce,
     dry_run: Annotated[
         bool, Query(description="check everything and answer the plan; store and start nothing")
@@ -53,28 +52,22 @@ def create_job(
         bool, Query(description="with `dry_run`: walk the source too, for five minutes at most, and tell what is there")
     ] = False,
 ) -> Response:
-    """Make a job, and start it as its `execution` says."""
-
-    def check() -> Plan:
-        source = catalog.source(spec.source_id)
-        destination = region(settings, spec.region_id)
-        raise_faults(rules.check(spec, source.inventory, datetime.now(UTC)))
-        return plan(spec, source, destination)
+    """Make a job, and start it as its `execution` says. All that is wrong with the request is in one answer."""
 
     def make() -> tuple[Job, str]:
-        check()
-        job = launch.create_job(catalog, orchestration, spec)
+        judge(request, catalog, settings, moment)
+        assert request.spec is not None
+        job = launch.create_job(catalog, orchestration, request.spec)
         return job, f"/v1/jobs/{job.id}"
 
     if scan and not dry_run:
-        raise_faults([Fault("?scan", "goes with `dry_run`")])
-    if dry_run:
-        planned = check()
-        catalog.conflicts(spec)
+        raise_faults([Fault("?scan", "goes with `dry_run`"), *request.faults])
+    if dry_run or request.spec is None or request.faults:
+        planned = judge(request, catalog, settings, moment, dry_run=dry_run)
         if scan:
             planned = look.with_survey(planned, catalog, settings)
         return JSONResponse(planned.model_dump(mode="json"))
-    return once.answer(spec, make)
+    return once.answer(request.spec, make)
 
 
 @router.get("", responses=responses(422))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import func, select
@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from rehost.catalog import cron
 from rehost.catalog.bandwidth import limit_at
 from rehost.catalog.database import Database, now
+from rehost.catalog.faults import Fault, fault_of, raise_faults
 from rehost.catalog.job import ExecuteAt, Incremental, JobChange, JobSpec
 from rehost.catalog.names import name_from
 from rehost.catalog.paging import DEFAULT_LIMIT, page
@@ -31,7 +32,7 @@ from rehost.catalog.states import (
     SourceState,
     startable,
 )
-from rehost.catalog.tables import ImageRow, JobRow, JobTagRow, VerificationRow
+from rehost.catalog.tables import ImageRow, JobRow, JobTagRow, SourceRow, VerificationRow
 from rehost.errors import (
     ImageNameUsedByJob,
     JobInvalidStatus,
@@ -39,6 +40,7 @@ from rehost.errors import (
     JobNotFound,
     JobQuotaExceeded,
     SourceHasUnfinishedJob,
+    SourceNotFound,
     SourceStateInvalid,
 )
 from rehost.ids import new_id
@@ -64,7 +66,7 @@ class Jobs:
         for attempt in range(2):
             try:
                 with self._database.write() as session:
-                    self.check_conflicts(session, spec)
+                    raise_faults(list(conflicts(session, spec)))
                     row = self._new_row(session, spec)
                     session.add(row)
                     session.flush()
@@ -76,28 +78,15 @@ class Jobs:
                     raise
         raise AssertionError("unreachable")
 
-    def conflicts(self, spec: JobSpec) -> None:
-        """Raise what create_job would raise, without making anything; a source in use is no conflict here."""
-        with self._database.read() as session:
-            self.check_conflicts(session, spec, in_use=False)
+    def job_conflicts(
+        self, spec: JobSpec, *, in_use: bool = True, faulty: Collection[str] = frozenset()
+    ) -> list[Fault]:
+        """What create_job would refuse, all of it; without `in_use` a source in use is no conflict.
 
-    @staticmethod
-    def check_conflicts(session: Session, spec: JobSpec, *, in_use: bool = True) -> None:
-        source = source_row(session, spec.source_id)
-        if source.state != SourceState.AVAILABLE:
-            raise SourceStateInvalid(id=source.id, state=source.state, allowed=SourceState.AVAILABLE)
-        if in_use and (holder := unfinished_job(session, source.id)) is not None:
-            raise SourceHasUnfinishedJob(id=source.id, job_id=holder.id)
-        if (session.scalar(select(func.count()).select_from(JobRow)) or 0) >= MAX_JOBS:
-            raise JobQuotaExceeded(limit=MAX_JOBS)
-        in_region = select(JobRow).where(JobRow.region_id == spec.region_id)
-        if spec.name and session.scalars(in_region.where(JobRow.name == spec.name)).first() is not None:
-            raise JobNameDuplicate(region_id=spec.region_id, name=spec.name)
-        wanted = (spec.targets.image.name if spec.targets.image else None) or spec.name
-        if wanted:
-            unfinished = in_region.where(JobRow.image_name == wanted, JobRow.status.not_in(ENDED))
-            if (other := session.scalars(unfinished).first()) is not None:
-                raise ImageNameUsedByJob(name=wanted, job_id=other.id)
+        `faulty` are fields of the job that are wrong already: what hangs on them is not judged.
+        """
+        with self._database.read() as session:
+            return list(conflicts(session, spec, in_use=in_use, faulty=faulty))
 
     def _new_row(self, session: Session, spec: JobSpec) -> JobRow:
         moment = now()
@@ -278,6 +267,41 @@ class Jobs:
 
     def _prefect_url(self, flow_run_id: str | None) -> str | None:
         return f"{self._settings.prefect_ui_url}/runs/flow-run/{flow_run_id}" if flow_run_id else None
+
+
+def conflicts(
+    session: Session, spec: JobSpec, *, in_use: bool = True, faulty: Collection[str] = frozenset()
+) -> Iterator[Fault]:
+    """What of a new job only one job may have, and another one has; what it names and is not there."""
+    source = None if "source_id" in faulty else session.get(SourceRow, spec.source_id)
+    if source is None and "source_id" not in faulty:
+        yield fault_of(SourceNotFound(id=spec.source_id), "/source_id")
+    if source is not None and source.state != SourceState.AVAILABLE:
+        state = SourceStateInvalid(id=source.id, state=source.state, allowed=SourceState.AVAILABLE)
+        yield fault_of(state, "/source_id")
+    if in_use and source is not None and (holder := unfinished_job(session, source.id)) is not None:
+        yield fault_of(SourceHasUnfinishedJob(id=source.id, job_id=holder.id), "/source_id")
+    if (session.scalar(select(func.count()).select_from(JobRow)) or 0) >= MAX_JOBS:
+        yield fault_of(JobQuotaExceeded(limit=MAX_JOBS), "")
+    if "region_id" not in faulty:
+        yield from name_conflicts(session, spec, faulty=faulty)
+
+
+def name_conflicts(
+    session: Session, spec: JobSpec, *, but: str | None = None, faulty: Collection[str] = frozenset()
+) -> Iterator[Fault]:
+    """Names of the job that others in its region have; `but` is the id of the job itself, where it exists."""
+    others = select(JobRow).where(JobRow.region_id == spec.region_id, JobRow.id != (but or ""))
+    name = None if "name" in faulty else spec.name
+    if name and session.scalars(others.where(JobRow.name == name)).first() is not None:
+        yield fault_of(JobNameDuplicate(region_id=spec.region_id, name=name), "/name")
+    named = spec.targets.image.name if spec.targets.image else None
+    if wanted := None if "targets" in faulty else named or name:
+        unfinished = others.where(JobRow.image_name == wanted, JobRow.status.not_in(ENDED))
+        if (other := session.scalars(unfinished).first()) is not None:
+            yield fault_of(
+                ImageNameUsedByJob(name=wanted, job_id=other.id), "/targets/image/name" if named else "/name"
+            )
 
 
 def next_scheduled(rule: Incremental, since: datetime, moment: datetime, hour_seconds: float) -> datetime | None:

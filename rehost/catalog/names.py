@@ -51,27 +51,39 @@ def check_no_nul(value: str) -> str:
     return value
 
 
-def check_tags(tags: dict[str, str]) -> dict[str, str]:
-    """At most 20; keys of 1 to 128 characters, values of 0 to 128, no reserved beginning."""
+def _check_tag_text(text: str) -> str:
+    if text.lower().startswith(_RESERVED_TAGS):
+        raise ValueError("no key or value starts with acs:, aliyun, http:// or https://")
+    if not text.isprintable():
+        raise ValueError("no key or value has control characters")
+    return text
+
+
+def _check_tag_key(key: str) -> str:
+    if not 1 <= len(key) <= 128:
+        raise ValueError("each key has 1 to 128 characters")
+    return _check_tag_text(key)
+
+
+def _check_tag_value(value: str) -> str:
+    if len(value) > 128:
+        raise ValueError("each value has at most 128 characters")
+    return _check_tag_text(value)
+
+
+def _check_tag_count(tags: dict[str, str]) -> dict[str, str]:
     if len(tags) > MAX_TAGS:
         raise PydanticCustomError("NumberExceed.Tags", "at most {limit} tags", {"count": len(tags), "limit": MAX_TAGS})
-    for key, value in tags.items():
-        if not 1 <= len(key) <= 128:
-            raise ValueError("each key has 1 to 128 characters")
-        if len(value) > 128:
-            raise ValueError("each value has at most 128 characters")
-        for text in (key, value):
-            if text.lower().startswith(_RESERVED_TAGS):
-                raise ValueError("no key or value starts with acs:, aliyun, http:// or https://")
-            if not text.isprintable():
-                raise ValueError("no key or value has control characters")
     return tags
 
 
 Name = Annotated[str, Field(min_length=2, max_length=128), AfterValidator(check_name)]
 Description = Annotated[str, Field(min_length=2, max_length=128), AfterValidator(check_description)]
 SourceDescription = Annotated[str, Field(max_length=256), AfterValidator(check_text)]
-Tags = Annotated[dict[str, str], AfterValidator(check_tags)]
+_TagKey = Annotated[str, AfterValidator(_check_tag_key)]
+_TagValue = Annotated[str, AfterValidator(_check_tag_value)]
+Tags = Annotated[dict[_TagKey, _TagValue], AfterValidator(_check_tag_count)]
+"""At most 20; keys of 1 to 128 characters, values of 0 to 128, no reserved beginning."""
 
 
 def name_from(text: str) -> str:

@@ -1,50 +1,84 @@
 """The rules of a job that need the clock, the region or the source's inventory.
 
-Every function gives the faults that it finds and raises nothing, so that one answer can tell them all.
+Every rule names the fields that it looks at, gives the faults that it finds and raises nothing, so that one answer can
+tell them all. A rule over a field that is wrong already is left out: what it would say is of no use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rehost.catalog.faults import Fault
 from rehost.catalog.job import ExecuteAt, JobSpec, PartitionSpec
+from rehost.regions.regions import RegionRecord
 from rehost.replication.pass_plan import conflicts, plan_pass
 from rehost.source.inventory import Disk, Inventory, Partition
 
 GIB = 1 << 30
 START_AHEAD = (timedelta(minutes=10), timedelta(days=30))
 VALID_AHEAD = (timedelta(days=7), timedelta(days=90))
-_ON_THE_WAY = timedelta(minutes=1)  # a request that says "ten minutes from now" arrives a little later
+# A request that says "ten minutes from now", perhaps in whole seconds, arrives a little later.
+_ON_THE_WAY = timedelta(seconds=1)
 _BOOT_MOUNTS = ("/boot", "/boot/efi", "/efi")  # no container needs what is there
 
 
-def check(spec: JobSpec, inventory: Inventory, moment: datetime) -> list[Fault]:
-    """Every fault of a job for that source, asked for at that moment."""
-    return [*_times(spec, moment), *_targets(spec, inventory), *_disks(spec, inventory), *_network(spec)]
+@dataclass(frozen=True)
+class Asked:
+    """What is judged, and what it is judged by."""
+
+    spec: JobSpec
+    inventory: Inventory  # of the source
+    region: RegionRecord
+    moment: datetime
 
 
-def _times(spec: JobSpec, moment: datetime) -> Iterator[Fault]:
+def check(
+    asked: Asked, *, changed: Collection[str] | None = None, faulty: Collection[str] = frozenset()
+) -> list[Fault]:
+    """The faults that the rules find.
+
+    `changed` are the fields of a change (None: the job is new, every rule counts); only the rules that look at one of
+    them are asked, with the other fields as they stand. `faulty` are fields that are known to be wrong or unknown.
+    """
+    return [
+        fault
+        for fields, rule in _RULES
+        if (changed is None or not fields.isdisjoint(changed)) and fields.isdisjoint(faulty)
+        for fault in rule(asked)
+    ]
+
+
+def _valid_until(asked: Asked) -> Iterator[Fault]:
     least, most = VALID_AHEAD
-    if spec.valid_until is not None and not least - _ON_THE_WAY <= spec.valid_until - moment <= most:
+    if asked.spec.valid_until is not None and not _ahead(asked.spec.valid_until, asked.moment, least, most):
         yield Fault("/valid_until", "is 7 to 90 days ahead")
-    if not isinstance(spec.execution, ExecuteAt):
-        return
-    least, most = START_AHEAD
-    if not least - _ON_THE_WAY <= spec.execution.start_at - moment <= most:
+
+
+def _start_at(asked: Asked) -> Iterator[Fault]:
+    execution = asked.spec.execution
+    if isinstance(execution, ExecuteAt) and not _ahead(execution.start_at, asked.moment, *START_AHEAD):
         reason = "the first start is 10 minutes to 30 days ahead"
         yield Fault("/execution/start_at", reason, "Schedule.OutOfRange", {"reason": reason})
-    elif spec.valid_until is not None and spec.execution.start_at >= spec.valid_until:
+
+
+def _start_before_the_end(asked: Asked) -> Iterator[Fault]:
+    execution, end = asked.spec.execution, asked.spec.valid_until
+    if isinstance(execution, ExecuteAt) and end is not None and execution.start_at >= end:
         yield Fault("/execution/start_at", "is before valid_until")
 
 
-def _targets(spec: JobSpec, inventory: Inventory) -> Iterator[Fault]:
-    if spec.targets.container_image is None:
+def _ahead(when: datetime, moment: datetime, least: timedelta, most: timedelta) -> bool:
+    return least - _ON_THE_WAY < when - moment <= most
+
+
+def _container(asked: Asked) -> Iterator[Fault]:
+    if asked.spec.targets.container_image is None:
         return
-    if inventory.os_id == "windows":
+    if asked.inventory.os_id == "windows":
         yield Fault("/targets/container_image", "cannot be made of a Windows server")
-    in_blocks = [v.mount_point for v in plan_pass(inventory, chosen(spec)).in_blocks]
+    in_blocks = [v.mount_point for v in plan_pass(asked.inventory, chosen(asked.spec)).in_blocks]
     missing = [mount_point for mount_point in in_blocks if mount_point not in _BOOT_MOUNTS]
     if missing:
         yield Fault(
@@ -62,19 +96,32 @@ def chosen(spec: JobSpec) -> frozenset[str]:
     return frozenset(p.device for p in (*spec.disks.system.partitions, *data) if p.block)
 
 
-def _network(spec: JobSpec) -> Iterator[Fault]:
-    # Regions have no networks of their own yet: every worker reaches every source over the network that it has.
-    for name in ("vpc_id", "vswitch_id"):
-        if getattr(spec.network, name) is not None:
-            yield Fault(f"/network/{name}", "is unknown in this region, which has no networks configured")
+def _network(asked: Asked) -> Iterator[Fault]:
+    asked_for = asked.spec.network
+    vpcs = {vswitch.id: network.vpc_id for network in asked.region.networks for vswitch in network.vswitches}
+    vpc = vpcs.get(asked_for.vswitch_id or "")
+    if asked_for.vswitch_id is not None and vpc is None:
+        yield Fault("/network/vswitch_id", f"is no vSwitch of the region {asked.region.id}")
+    if asked_for.vpc_id is not None and all(network.vpc_id != asked_for.vpc_id for network in asked.region.networks):
+        yield Fault("/network/vpc_id", f"is no VPC of the region {asked.region.id}")
+    elif asked_for.vpc_id is not None and vpc is not None and asked_for.vpc_id != vpc:
+        facts = {"vswitch_id": asked_for.vswitch_id, "vpc_id": vpc}
+        yield Fault(
+            "/network/vpc_id", f"is not the VPC of the vSwitch, which lies in {vpc}", "VSwitchVpc.Mismatch", facts
+        )
 
 
-def _disks(spec: JobSpec, inventory: Inventory) -> Iterator[Fault]:
-    asked = spec.disks
-    if asked.change_tracking and not asked.block_replication:
+def _tracking(asked: Asked) -> Iterator[Fault]:
+    disks = asked.spec.disks
+    if disks.change_tracking and not disks.block_replication:
         yield Fault("/disks/change_tracking", "needs `disks.block_replication`: it is about blocks")
-    if asked.change_tracking and spec.incremental is None:
+    if disks.change_tracking and asked.spec.incremental is None:
         yield Fault("/disks/change_tracking", "needs `incremental`: a job that runs once has nothing to compare with")
+
+
+def _disks(whole: Asked) -> Iterator[Fault]:
+    spec, inventory = whole.spec, whole.inventory
+    asked = spec.disks
     disks = {disk.index: disk for disk in inventory.disks}
     system = disks.get(0)
     used = used_bytes(system) if system else sum(volume.used_bytes for volume in inventory.volumes)
@@ -142,9 +189,12 @@ def _kept_disk(
         )
     if size_gib is not None and size_gib * GIB < disk.size_bytes:
         needed_gib = -(-disk.size_bytes // GIB)
-        facts = {"size_gib": size_gib, "index": disk.index, "needed_gib": needed_gib}
         reason = f"is at least {needed_gib}, as the layout is kept where blocks are copied"
-        yield Fault(f"{at}/size_gib", reason, "DiskSize.TooSmall", facts)
+        yield _too_small(f"{at}/size_gib", reason, f"Disk {disk.index}", f"{size_gib} GiB", f"{needed_gib} GiB")
+
+
+def _too_small(at: str, reason: str, what: str, size: str, needed: str) -> Fault:
+    return Fault(at, reason, "DiskSize.TooSmall", {"what": what, "size": size, "needed": needed})
 
 
 def _cannot_block(at: str, asked: PartitionSpec, partition: Partition) -> Fault:
@@ -177,19 +227,33 @@ def _disk(
         yield from _partition(f"{at}/partitions/{number}", asked, partition, block_replication)
         if asked.size_bytes is not None:
             needed += max(0, asked.size_bytes - (partition.used_bytes or 0))
+    needed_gib = needed // GIB + 1
     if size_gib is not None and size_gib * GIB <= needed:
-        needed_gib = needed // GIB + 1
-        facts = {"size_gib": size_gib, "index": index, "needed_gib": needed_gib}
-        yield Fault(f"{at}/size_gib", f"is at least {needed_gib}", "DiskSize.TooSmall", facts)
+        reason = f"is at least {needed_gib}"
+        yield _too_small(f"{at}/size_gib", reason, f"Disk {index}", f"{size_gib} GiB", f"{needed_gib} GiB")
     elif size_gib is None and disk is not None and partitions and needed > disk.size_bytes:
-        facts = {"size_gib": disk.size_bytes // GIB, "index": index, "needed_gib": needed // GIB + 1}
-        yield Fault(f"{at}/partitions", "do not fit a disk of the source's size", "DiskSize.TooSmall", facts)
+        reason, size = "do not fit a disk of the source's size", f"{disk.size_bytes} bytes"
+        yield _too_small(f"{at}/partitions", reason, f"Disk {index}", size, f"{needed_gib} GiB")
 
 
 def _partition(at: str, asked: PartitionSpec, partition: Partition, block_replication: bool) -> Iterator[Fault]:
-    if asked.size_bytes is not None and asked.size_bytes <= (partition.used_bytes or 0):
-        yield Fault(f"{at}/size_bytes", f"is more than the {partition.used_bytes} bytes that are used")
+    used = partition.used_bytes or 0
+    if asked.size_bytes is not None and asked.size_bytes <= used:
+        reason, size = f"is more than the {used} bytes that are used", f"{asked.size_bytes} bytes"
+        yield _too_small(f"{at}/size_bytes", reason, f"Partition {asked.device}", size, f"more than {used} bytes")
     if asked.block and not partition.can_block:
         yield _cannot_block(at, asked, partition)
     elif asked.block and not block_replication:
         yield Fault(f"{at}/block", "needs `disks.block_replication`")
+
+
+_RULES: tuple[tuple[frozenset[str], Callable[[Asked], Iterator[Fault]]], ...] = (
+    (frozenset({"valid_until"}), _valid_until),
+    (frozenset({"execution"}), _start_at),
+    (frozenset({"execution", "valid_until"}), _start_before_the_end),
+    (frozenset({"source_id", "targets", "disks"}), _container),
+    (frozenset({"disks", "incremental"}), _tracking),
+    (frozenset({"source_id", "disks"}), _disks),
+    (frozenset({"region_id", "network"}), _network),
+)
+"""The fields that a rule looks at, and the rule. Rules with `source_id` need the inventory."""

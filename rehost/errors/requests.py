@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rehost.errors.base import RehostError
@@ -152,12 +153,12 @@ class InvalidParameter(Invalid):
     code = "InvalidParameter"
     remedy = "Correct the fields that `errors` points at and send the request again; nothing was started."
 
-    def __init__(self, detail: str, errors: list[tuple[str, str]] | None = None) -> None:
-        super().__init__(detail=detail, errors=errors or [])
+    def __init__(self, detail: str, errors: Sequence[tuple[str, ...]] | None = None) -> None:
+        super().__init__(detail=detail, errors=list(errors or []))
 
     @property
-    def pointers(self) -> list[tuple[str, str]]:
-        """(JSON pointer, what is wrong there), one for each fault."""
+    def pointers(self) -> list[tuple[str, ...]]:
+        """(JSON pointer, what is wrong there, and its code where it has one of its own), one for each fault."""
         return list(self.facts["errors"])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -172,7 +173,7 @@ class IdempotencyKeyReused(Invalid):
 
 
 class DiskSizeTooSmall(Invalid):
-    """{size_gib} GiB is too small for disk {index}: it needs {needed_gib} GiB."""
+    """{what} is too small with {size}: it needs {needed}."""
 
     code = "DiskSize.TooSmall"
     remedy = "Ask for a larger disk, or exclude what need not move."

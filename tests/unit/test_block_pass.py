@@ -15,7 +15,8 @@ from image_builders.disk.build import build_disk
 from image_builders.disk.regions import Blocks
 from image_builders.disk.request import DiskRequest
 from rehost.catalog.job import JobSpec
-from rehost.catalog.rules import check
+from rehost.catalog.rules import Asked, check
+from rehost.regions.regions import region
 from rehost.replication.open_store import open_store
 from rehost.replication.snapshots import Snapshot
 from rehost.replication.store import Store
@@ -126,7 +127,7 @@ def test_the_stages_of_a_run_take_blocks_where_the_job_asks_for_them(
     with catalog() as opened:
         registered = opened.add_source(connection, inventory)
         job = opened.create_job(JobSpec.model_validate({"source_id": registered.id, **asked}))
-        assert not check(job, inventory, datetime.now(UTC))
+        assert not check(Asked(job, inventory, region(settings(), "local"), datetime.now(UTC)))
         run = opened.claim_run(job.id, flow_run_id="flow-1")
     with open_pass(run) as this, disable_run_logger():
         table, holding = snapshot.fn(this)

@@ -18,10 +18,10 @@ from rehost.catalog.plan import plan
 from rehost.errors import Invalid, InvalidParameter
 from rehost.regions.regions import region
 from rehost.settings import Settings
-from rehost.source.inventory import Disk, Interface, Inventory, Partition, Volume
+from rehost.source.inventory import Interface, Inventory, Volume
+from tests.support.two_disks import GIB, server
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
-GIB = 1 << 30
 
 
 def body(**fields: Any) -> dict[str, Any]:
@@ -35,45 +35,7 @@ def faults(fields: Mapping[str, Any], inventory: Inventory | None = None) -> lis
         spec = JobSpec.model_validate(whole)
     except ValidationError as error:
         return faults_of(error.errors(), whole)
-    return rules.check(spec, inventory or server(), NOW)
-
-
-def server() -> Inventory:
-    def partition(device: str, gib: int, used_gib: int | None, **more: Any) -> Partition:
-        return Partition(
-            path=f"/dev/{device}",
-            device=device,
-            start=1 << 20,
-            size_bytes=gib * GIB,
-            used_bytes=None if used_gib is None else used_gib * GIB,
-            **more,
-        )
-
-    return Inventory(
-        hostname="web1.example.org",
-        os_id="debian",
-        architecture="x86_64",
-        disks=(
-            Disk(
-                index=0,
-                path="/dev/vda",
-                size_bytes=40 * GIB,
-                partitions=(
-                    partition("0_1", 30, 24, filesystem="ext4", can_block=True),
-                    partition("0_2", 10, 1, filesystem="xfs", cannot_block_reason="it is xfs"),
-                ),
-            ),
-            Disk(
-                index=1,
-                path="/dev/vdb",
-                size_bytes=100 * GIB,
-                partitions=(partition("1_1", 100, 60, filesystem="xfs", can_block=True),),
-            ),
-        ),
-        volumes=(
-            Volume(mount_point="/", filesystem="ext4", size_bytes=30 * GIB, used_bytes=24 * GIB, device="/dev/0_1"),
-        ),
-    )
+    return rules.check(rules.Asked(spec, inventory or server(), region(Settings(regions={}), "local"), NOW))
 
 
 def blocks(size_gib: int | None = None, size_bytes: int | None = None) -> dict[str, Any]:
@@ -183,7 +145,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"disks": {"system": {"partitions": [{"device": "0_1", "size_bytes": 24 * GIB}]}}},
         "/disks/system/partitions/0/size_bytes",
-        PLAIN,
+        "DiskSize.TooSmall",
     ),
     ({"disks": {"system": {"partitions": [{"device": "0_7"}]}}}, "/disks/system/partitions/0/device", PLAIN),
     ({"disks": {"system": {"partitions": [{"device": "0_1"}] * 2}}}, "/disks/system/partitions", PLAIN),
@@ -220,7 +182,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"execution": {"mode": "at"}}, "/execution/start_at", PLAIN),
     ({"execution": {"mode": "at", "start_at": "2026-05-04T13:00:00"}}, "/execution/start_at", PLAIN),
     (
-        {"execution": {"mode": "at", "start_at": (NOW + timedelta(minutes=8, seconds=59)).isoformat()}},
+        {"execution": {"mode": "at", "start_at": (NOW + timedelta(minutes=9, seconds=59)).isoformat()}},
         "/execution/start_at",
         "Schedule.OutOfRange",
     ),
@@ -258,12 +220,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"replication": {"checksum": "yes"}}, "/replication/checksum", PLAIN),
     ({"verification": {"script_timeout_seconds": 0}}, "/verification/script_timeout_seconds", PLAIN),
     ({"tags": {f"k{number}": "" for number in range(21)}}, "/tags", "NumberExceed.Tags"),
-    ({"tags": {"k" * 129: ""}}, "/tags", PLAIN),
-    ({"tags": {"": "v"}}, "/tags", PLAIN),
-    ({"tags": {"k": "v" * 129}}, "/tags", PLAIN),
-    ({"tags": {"acs:x": ""}}, "/tags", PLAIN),
-    ({"tags": {"k": "aliyun"}}, "/tags", PLAIN),
-    ({"valid_until": (NOW + timedelta(days=6, hours=23)).isoformat()}, "/valid_until", PLAIN),
+    ({"tags": {"k" * 129: ""}}, f"/tags/{'k' * 129}", PLAIN),
+    ({"tags": {"": "v"}}, "/tags/", PLAIN),
+    ({"tags": {"k": "v" * 129}}, "/tags/k", PLAIN),
+    ({"tags": {"acs:x": ""}}, "/tags/acs:x", PLAIN),
+    ({"tags": {"k": "aliyun"}}, "/tags/k", PLAIN),
+    ({"valid_until": (NOW + timedelta(days=7, seconds=-1)).isoformat()}, "/valid_until", PLAIN),
     ({"valid_until": (NOW + timedelta(days=90, seconds=1)).isoformat()}, "/valid_until", PLAIN),
 ]
 
@@ -275,7 +237,7 @@ def test_what_is_just_wrong_is_refused_and_named(fields: dict[str, Any], pointer
     with pytest.raises(Invalid) as caught:
         raise_faults(found)
     assert caught.value.code == code
-    assert caught.value.facts["errors"] == [(pointer, found[0].message)]
+    assert caught.value.facts["errors"] == [(pointer, found[0].message, code)]
     assert "<" not in caught.value.message, "every fact of the sentence was given"
 
 
