@@ -22,8 +22,9 @@ up: setup ## Run Prefect, the worker and the API in the foreground
 bench: setup ## Measure Rehost beside its peers in one run; the last line is JSON
 	@$(PYTHON) -m benchmarks
 
-docs: setup ## Write docs/errors.md anew from the error classes
+docs: setup ## Write docs/errors.md and docs/states.md anew from the tables in code
 	@$(PYTHON) -m tools.errors_doc
+	@$(PYTHON) -m tools.states_doc
 
 lint: setup ## ruff, mypy, import-linter, codespell
 	@.venv/bin/ruff check .

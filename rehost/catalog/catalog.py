@@ -8,6 +8,7 @@ from typing import Self
 from sqlalchemy import select
 
 from rehost.catalog.database import Database
+from rehost.catalog.endings import Endings
 from rehost.catalog.idempotency import IdempotencyKeys
 from rehost.catalog.images import Images
 from rehost.catalog.jobs import Jobs
@@ -15,10 +16,11 @@ from rehost.catalog.retention import Retention
 from rehost.catalog.runs import Runs
 from rehost.catalog.sources import Sources
 from rehost.catalog.tables import SchemaRow
+from rehost.catalog.verifications import Verifications
 from rehost.settings import Settings
 
 
-class Catalog(Sources, Jobs, Runs, Retention, Images, IdempotencyKeys):
+class Catalog(Sources, Jobs, Runs, Endings, Retention, Images, Verifications, IdempotencyKeys):
     """Safe to use from several threads and processes at once. Every method is one transaction.
 
     Every method raises CatalogAway where the database does not answer.

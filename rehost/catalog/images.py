@@ -1,4 +1,4 @@
-"""Images and verifications in the catalog."""
+"""Images in the catalog."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from sqlalchemy.orm import Session
 from rehost.catalog.database import Database, now
 from rehost.catalog.jobs import job_row
 from rehost.catalog.paging import DEFAULT_LIMIT, page
-from rehost.catalog.records import Image, Page, VerificationRecord
-from rehost.catalog.tables import ImageRow, RunRow, VerificationRow
+from rehost.catalog.records import Image, Page
+from rehost.catalog.tables import ImageRow, RunRow
 from rehost.errors import ImageNameUsedByJob, ImageNotFound, RunNotFound
-from rehost.ids import new_id
-from rehost.verification.report import VerificationReport
 
 
 class Images:
-    """The part of the catalog that remembers images and how they proved themselves."""
+    """The part of the catalog that remembers images."""
 
     _database: Database
 
@@ -95,43 +93,6 @@ class Images:
                 session, query, ImageRow.created_at, ImageRow.id, limit=limit, cursor=cursor, records=image_records
             )
 
-    def add_verification(
-        self, job_id: str, run_id: str, image_id: str, report: VerificationReport, *, id: str | None = None
-    ) -> VerificationRecord:
-        """Remember how an image proved itself, or failed to; under `id` if it has one. Raises ImageNotFound."""
-        with self._database.write() as session:
-            if session.get(ImageRow, image_id) is None:
-                raise ImageNotFound(id=image_id)
-            row = VerificationRow(
-                id=id or new_id("v"),
-                job_id=job_id,
-                run_id=run_id,
-                image_id=image_id,
-                subject=report.subject[:2000],
-                status=report.status,
-                report=report.model_dump(mode="json"),
-                created_at=now(),
-            )
-            session.add(row)
-            session.flush()
-            return verification_records(session, [row])[0]
-
-    def verifications(
-        self, job_id: str, *, limit: int = DEFAULT_LIMIT, cursor: str | None = None
-    ) -> Page[VerificationRecord]:
-        """Of one job, newest first. Raises JobNotFound, InvalidParameter."""
-        with self._database.read() as session:
-            job_row(session, job_id)
-            return page(
-                session,
-                select(VerificationRow).where(VerificationRow.job_id == job_id),
-                VerificationRow.created_at,
-                VerificationRow.id,
-                limit=limit,
-                cursor=cursor,
-                records=verification_records,
-            )
-
 
 def _name_taken(session: Session, region_id: str, name: str) -> bool:
     taken = select(ImageRow.id).where(ImageRow.region_id == region_id, ImageRow.name == name, ImageRow.kind == "disk")
@@ -153,23 +114,6 @@ def image_records(session: Session, rows: Sequence[ImageRow]) -> list[Image]:
             in_use=row.in_use,
             created_at=row.created_at,
             facts=row.facts,
-        )
-        for row in rows
-    ]
-
-
-def verification_records(session: Session, rows: Sequence[VerificationRow]) -> list[VerificationRecord]:
-    """The records of rows."""
-    return [
-        VerificationRecord.model_validate(
-            {
-                **(row.report or {"subject": row.subject, "status": row.status}),
-                "id": row.id,
-                "job_id": row.job_id,
-                "run_id": row.run_id,
-                "image_id": row.image_id,
-                "created_at": row.created_at,
-            }
         )
         for row in rows
     ]

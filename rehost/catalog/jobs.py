@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -19,23 +19,22 @@ from rehost.catalog.names import name_from
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.records import Job, Page, VerificationSummary
 from rehost.catalog.sources import source_row, unfinished_job
+from rehost.catalog.standing import Standing, next_step, status_info
 from rehost.catalog.states import (
-    BUSINESS_INFO,
     ENDED,
-    NEXT_STEP,
-    NEXT_STEP_STOPPING,
-    NEXT_STEP_TIMED,
-    STATUS_INFO,
+    TESTED_NOW,
+    UNDER_WAY,
     BusinessStatus,
     JobStatus,
     RunKind,
     SourceState,
+    VerificationStatus,
+    invalid_status,
     startable,
 )
-from rehost.catalog.tables import ImageRow, JobRow, JobTagRow, SourceRow, VerificationRow
+from rehost.catalog.tables import ImageRow, JobRow, JobTagRow, RunRow, SourceRow, VerificationRow
 from rehost.errors import (
     ImageNameUsedByJob,
-    JobInvalidStatus,
     JobNameDuplicate,
     JobNotFound,
     JobQuotaExceeded,
@@ -120,8 +119,7 @@ class Jobs:
             row = job_row(session, id)
             status = JobStatus(row.status)
             if status in ENDED:
-                allowed = ", ".join(status for status in JobStatus if status not in ENDED)
-                raise JobInvalidStatus(id=id, status=status, action="a change", allowed=allowed)
+                raise invalid_status(id, status, "a change", [one for one in JobStatus if one not in ENDED])
             spec = JobSpec.model_validate(row.spec)
             replication = spec.replication.model_copy(
                 update={name: getattr(change.replication, name) for name in change.replication.model_fields_set}
@@ -226,14 +224,29 @@ class Jobs:
             latest[row.job_id] = VerificationSummary(
                 id=row.id, image_id=row.image_id, subject=row.subject, status=row.status, created_at=row.created_at
             )
-        return [self._record(row, tuple(images.get(row.id, ())), latest.get(row.id)) for row in rows]
+        queued = queued_jobs(session, ids)
+        return [self._record(row, tuple(images.get(row.id, ())), latest.get(row.id), row.id in queued) for row in rows]
 
-    def _record(self, row: JobRow, image_ids: tuple[str, ...], verification: VerificationSummary | None) -> Job:
+    def _record(
+        self, row: JobRow, image_ids: tuple[str, ...], verification: VerificationSummary | None, queued: bool
+    ) -> Job:
         spec = JobSpec.model_validate(row.spec)
         status = JobStatus(row.status)
         business_status = BusinessStatus(row.business_status) if row.business_status else None
         error = Failure.model_validate(row.error) if row.error else None
         next_run_at = self._next_run_at(row, spec)
+        standing = Standing(
+            status,
+            business_status,
+            queued=queued,
+            stopping=row.stopping,
+            next_run_at=next_run_at,
+            schedule_paused=row.schedule_paused,
+            verifying=verification is not None and verification.status in TESTED_NOW,
+            verification_failed=verification is not None and verification.status == VerificationStatus.FAILED,
+            error=error,
+            expired_at=row.expired_at,
+        )
         asked = {name: getattr(spec, name) for name in JobSpec.model_fields}
         return Job(
             **{
@@ -241,9 +254,10 @@ class Jobs:
                 "id": row.id,
                 "status": status,
                 "business_status": business_status,
+                "queued": queued,
                 "progress": row.progress,
                 "eta_seconds": row.eta_seconds,
-                "status_info": _status_info(row, status, business_status, error),
+                "status_info": status_info(standing),
                 "error": error,
                 "next_run_at": next_run_at,
                 "image_ids": image_ids,
@@ -252,7 +266,7 @@ class Jobs:
                 "started_at": row.started_at,
                 "ended_at": row.ended_at,
                 "prefect_url": self._prefect_url(row.flow_run_id or row.timed_flow_run_id),
-                "next_step": _next_step(row, status, next_run_at),
+                "next_step": next_step(standing),
             }
         )
 
@@ -321,19 +335,24 @@ def job_row(session: Session, id: str) -> JobRow:
     return row
 
 
-def _status_info(row: JobRow, status: JobStatus, stage: BusinessStatus | None, error: Failure | None) -> str:
-    if row.stopping:
-        return "The run is being stopped."
-    if status is JobStatus.IN_ERROR and error is not None:
-        return error.message
-    if status is JobStatus.RUNNING and stage is not None:
-        return BUSINESS_INFO[stage]
-    return STATUS_INFO[status]
+def locked_job(session: Session, id: str) -> JobRow:
+    """The job, which no other writer changes before this transaction ends. Raises JobNotFound."""
+    row = session.get(JobRow, id, with_for_update=True)
+    if row is None:
+        raise JobNotFound(id=id)
+    return row
 
 
-def _next_step(row: JobRow, status: JobStatus, next_run_at: datetime | None) -> str:
-    if row.stopping:
-        return NEXT_STEP_STOPPING
-    if status is JobStatus.READY and next_run_at is not None:
-        return NEXT_STEP_TIMED
-    return NEXT_STEP[status]
+def touch(session: Session, id: str) -> None:
+    """Something of the job that a user can see has changed."""
+    session.execute(update(JobRow).where(JobRow.id == id).values(version=JobRow.version + 1))
+
+
+def queued_jobs(session: Session, ids: Sequence[str]) -> set[str]:
+    """Which of these jobs have a run that waits for its turn: it is under way, and its job has not moved to Running."""
+    waiting = (
+        select(RunRow.job_id)
+        .join(JobRow, JobRow.id == RunRow.job_id)
+        .where(RunRow.job_id.in_(ids), RunRow.status.in_(UNDER_WAY), JobRow.status != JobStatus.RUNNING)
+    )
+    return set(session.scalars(waiting))

@@ -11,7 +11,7 @@ from rehost.catalog.job import JobSpec
 from rehost.catalog.states import BusinessStatus, JobStatus, RunKind, RunStatus, SourceState
 from rehost.source.connect import Connection
 from rehost.source.inventory import Inventory, Record
-from rehost.verification.report import Failure, VerificationReport
+from rehost.verification.report import Failure, Findings
 
 
 class Figures(Record):
@@ -87,14 +87,17 @@ class Image(Record):
     facts: dict[str, Any]
 
 
-class VerificationRecord(VerificationReport):
-    """One test of an image: the verification's own report, and what it belongs to."""
+class VerificationRecord(Findings):
+    """One test of an image: the verification's own report once it has ended, and what it belongs to."""
 
     id: str
     job_id: str
-    run_id: str
+    run_id: str  # the run that made the image
     image_id: str
+    flow_run_id: str | None  # of a test that a user asked for; None: it is a stage of the run, or has no flow run yet
     created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
 
 
 class VerificationSummary(Record):
@@ -116,6 +119,7 @@ class Job(JobSpec):
     valid_until: datetime
     status: JobStatus
     business_status: BusinessStatus | None  # while it is running
+    queued: bool  # its run waits for its turn; the job keeps its status until then
     progress: int  # percent of the present or last run
     eta_seconds: int | None
     status_info: str

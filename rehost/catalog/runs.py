@@ -18,15 +18,29 @@ from rehost.catalog.database import Database, now
 from rehost.catalog.job import ExecuteAt, JobSpec
 from rehost.catalog.jobs import job_row
 from rehost.catalog.paging import DEFAULT_LIMIT, page
+from rehost.catalog.proof import missing_of
 from rehost.catalog.records import Figures, Page, Run, Snapshot
-from rehost.catalog.states import UNDER_WAY, BusinessStatus, JobStatus, RunKind, RunStatus, leading_to, startable
-from rehost.catalog.tables import ImageRow, JobRow, RunRow, SnapshotRow, VerificationRow
+from rehost.catalog.states import (
+    RULES,
+    UNDER_WAY,
+    Action,
+    BusinessStatus,
+    JobStatus,
+    RunKind,
+    RunStatus,
+    check_action,
+    invalid_status,
+    leading_to,
+    startable,
+)
+from rehost.catalog.tables import ImageRow, JobRow, RunRow, SnapshotRow
+from rehost.catalog.verifications import end_stage_verifications
 from rehost.errors import (
-    JobInvalidBusinessStatus,
     JobInvalidStatus,
     RehostError,
     RunIncomplete,
     RunNotFound,
+    VerificationCrashed,
 )
 from rehost.ids import new_id
 from rehost.verification.report import Failure
@@ -181,11 +195,8 @@ class Runs:
                 assert row is not None
                 return run_records(session, [row])[0]
             session.refresh(job)
-            if job.status != JobStatus.RUNNING:
-                raise _invalid_status(job, "stop", (JobStatus.RUNNING, JobStatus.WAITING))
-            raise JobInvalidBusinessStatus(
-                id=job_id, business_status=job.business_status, action="stop", allowed=BusinessStatus.SYNCING
-            )
+            check_action(job_id, Action.STOP, job.status, job.business_status)
+            raise _invalid_status(job, Action.STOP, RULES[Action.STOP].origins)  # it has just moved on
 
     def keep_running(self, job_id: str) -> None:
         """Undo request_stop for a running job: its flow run could not be cancelled."""
@@ -195,7 +206,7 @@ class Runs:
     # --- it ends --------------------------------------------------------------------------------------------------
 
     def finish_run(self, run_id: str) -> Run:
-        """The run did all that was asked: the job is Finished, or Waiting if it is incremental.
+        """The run did all that was asked: the job is Finished, or Waiting if it is incremental and was not cut over.
 
         Raises RunIncomplete where an image that was asked for is not recorded, or its verification has not succeeded.
         """
@@ -203,9 +214,11 @@ class Runs:
             run = _run_row(session, run_id)
             if run.status in UNDER_WAY:
                 spec = JobSpec.model_validate(job_row(session, run.job_id).spec)
-                if missing := _missing(session, run_id, spec):
-                    raise RunIncomplete(missing=", ".join(missing))
-                after = JobStatus.WAITING if spec.incremental else JobStatus.FINISHED
+                missing = missing_of(session, run_id, spec)
+                if lacking := [f"a {image}" for image in missing.images] + list(missing.proofs):
+                    raise RunIncomplete(missing=", ".join(lacking))
+                goes_on = spec.incremental is not None and run.kind != RunKind.CUT_OVER
+                after = JobStatus.WAITING if goes_on else JobStatus.FINISHED
                 _end(session, run, RunStatus.SUCCEEDED, after, None)
             return run_records(session, [run])[0]
 
@@ -327,40 +340,16 @@ def _end(session: Session, run: RunRow, status: RunStatus, job_status: JobStatus
         .where(JobRow.id == run.job_id, JobRow.status.in_([s for s in leading_to(job_status) if s in _RUNNING]))
         .values(**values)
     )
+    end_stage_verifications(session, run.id, _cause(told))
     session.refresh(run)
 
 
+def _cause(told: dict[str, Any] | None) -> RehostError:
+    """Why a test that was a stage of the run ended with it."""
+    return VerificationCrashed(reason=f"its run ended ({told['code'] if told else 'it was stopped'})")
+
+
 _RUNNING = (JobStatus.RUNNING,)
-
-
-def _missing(session: Session, run_id: str, spec: JobSpec) -> list[str]:
-    """What was asked for and is not there."""
-    missing: list[str] = []
-    for kind, target in (("disk", spec.targets.image), ("container", spec.targets.container_image)):
-        if target is None:
-            continue
-        # The newest one: a stage that is tried again may have left an earlier one behind.
-        newest = session.scalars(
-            select(ImageRow)
-            .where(ImageRow.run_id == run_id, ImageRow.kind == kind)
-            .order_by(ImageRow.created_at.desc())
-            .limit(1)
-        ).first()
-        if newest is None:
-            missing.append(f"a {kind} image")
-        elif spec.verification.enabled and not _verified(session, newest.id):
-            missing.append(f"a passed verification of {newest.id}")
-    return missing
-
-
-def _verified(session: Session, image_id: str) -> bool:
-    """Every subject of the image that was tested passed in its last test, and there was one."""
-    last: dict[str, str] = {}
-    for row in session.scalars(
-        select(VerificationRow).where(VerificationRow.image_id == image_id).order_by(VerificationRow.created_at)
-    ):
-        last[row.subject] = row.status
-    return bool(last) and all(status == "succeeded" for status in last.values())
 
 
 def _run_under_way(session: Session, job_id: str) -> RunRow | None:
@@ -377,7 +366,7 @@ def _run_row(session: Session, id: str) -> RunRow:
 
 
 def _invalid_status(job: JobRow, action: str, allowed: tuple[JobStatus, ...]) -> JobInvalidStatus:
-    return JobInvalidStatus(id=job.id, status=job.status, action=action, allowed=", ".join(allowed))
+    return invalid_status(job.id, job.status, action, allowed)
 
 
 def _rows(result: Any) -> int:

@@ -1,14 +1,17 @@
-"""The states of a job, what leads from one to another, and what the user should do in each.
+"""The states of a job, and the one table of what may be done in each and where it leads.
 
-Ready ──start──▶ Running ──▶ Finished            (runs once)
-                   │  └────▶ Waiting ──start──▶  (incremental)
-                   ├───────▶ Stopped, InError ──start──▶ Running
-Ready, Stopped, InError, Waiting ──▶ Expired;  any but Running ──▶ Deleting
+All else is made from that table: TRANSITIONS, the compare-and-set updates of the catalog, the refusals of the API, the
+page docs/states.md and the tests that walk every pair of state and action.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
+
+from rehost.errors import JobInvalidBusinessStatus, JobInvalidStatus
 
 
 class JobStatus(StrEnum):
@@ -51,6 +54,15 @@ class RunStatus(StrEnum):
     STOPPED = "stopped"
 
 
+class VerificationStatus(StrEnum):
+    """Where a test of an image stands; pending and running are under way."""
+
+    PENDING = "pending"  # asked for; its flow has not come to it
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
 class SourceState(StrEnum):
     """Where a source stands; in_use is never stored, it follows from the jobs."""
 
@@ -60,22 +72,100 @@ class SourceState(StrEnum):
     DELETING = "deleting"
 
 
+class Action(StrEnum):
+    """What happens to a job: the first five because a user asks for it, the others by themselves."""
+
+    START = "start"
+    STOP = "stop"
+    VERIFY = "verify"
+    CUT_OVER = "cut-over"
+    DELETE = "delete"
+    SCHEDULED = "a scheduled run"
+    FINISH = "the end of a run that succeeded"
+    FAIL = "the end of a run that failed"
+    CANCEL = "the end of a run that was cancelled"
+    EXPIRE = "expiry"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When one action is allowed, and where it leads."""
+
+    origins: tuple[JobStatus, ...]
+    targets: tuple[JobStatus, ...]  # empty: the job's state stays as it is
+    then: str
+    stages: tuple[BusinessStatus, ...] = tuple(BusinessStatus)  # of a job that is Running
+
+    def allows(self, status: JobStatus, stage: BusinessStatus | None = None) -> bool:
+        """Whether a job that stands there may have it."""
+        return status in self.origins and (status is not JobStatus.RUNNING or stage in self.stages)
+
+
+_S = JobStatus
+RULES = MappingProxyType(
+    {
+        Action.START: Rule(
+            (_S.READY, _S.STOPPED, _S.IN_ERROR, _S.WAITING),
+            (_S.RUNNING,),
+            "A run begins; it goes on from what already arrived. Where the region runs as many jobs as it may, the job "
+            "keeps its state and is `queued`.",
+        ),
+        Action.STOP: Rule(
+            (_S.RUNNING, _S.WAITING),
+            (_S.STOPPED,),
+            "What arrived is kept; the schedule goes. A running job is `Stopped` when the programs of its run have "
+            "ended.",
+            (BusinessStatus.SYNCING,),
+        ),
+        Action.VERIFY: Rule(
+            (_S.WAITING, _S.FINISHED), (), "The images of the newest run that succeeded are tested again."
+        ),
+        Action.CUT_OVER: Rule(
+            (_S.WAITING,),
+            (_S.FINISHED, _S.RUNNING),
+            "The job is `Finished` and its schedule goes. With `sync` a last run comes first: it is `Running` "
+            "meanwhile.",
+        ),
+        Action.DELETE: Rule(
+            (_S.READY, _S.WAITING, _S.STOPPED, _S.IN_ERROR, _S.FINISHED, _S.EXPIRED, _S.DELETING),
+            (_S.DELETING,),
+            "Schedule, change tracker and record go; images stay unless `images=true` says otherwise.",
+        ),
+        Action.SCHEDULED: Rule(
+            (_S.READY, _S.IN_ERROR, _S.WAITING), (_S.RUNNING,), "What a user stopped, no schedule starts again."
+        ),
+        Action.FINISH: Rule(
+            (_S.RUNNING,),
+            (_S.FINISHED, _S.WAITING),
+            "An incremental job waits for its next run, unless this one was its cut-over.",
+        ),
+        Action.FAIL: Rule(
+            (_S.RUNNING,), (_S.IN_ERROR,), "`error` says why; what arrived is kept, and so is the schedule."
+        ),
+        Action.CANCEL: Rule((_S.RUNNING,), (_S.STOPPED,), "In the Prefect UI, or because `rehost up` ended."),
+        Action.EXPIRE: Rule(
+            (_S.READY, _S.STOPPED, _S.IN_ERROR, _S.WAITING),
+            (_S.EXPIRED,),
+            "At `valid_until`; the schedule goes. A queued job is left alone. Seven days later the job is deleted.",
+        ),
+    }
+)
+
+USER_ACTIONS = (Action.START, Action.STOP, Action.VERIFY, Action.CUT_OVER, Action.DELETE)
+
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.READY: frozenset({JobStatus.RUNNING, JobStatus.EXPIRED, JobStatus.DELETING}),
-    JobStatus.RUNNING: frozenset({JobStatus.FINISHED, JobStatus.WAITING, JobStatus.STOPPED, JobStatus.IN_ERROR}),
-    JobStatus.WAITING: frozenset(
-        {JobStatus.RUNNING, JobStatus.FINISHED, JobStatus.STOPPED, JobStatus.EXPIRED, JobStatus.DELETING}
-    ),
-    JobStatus.STOPPED: frozenset({JobStatus.RUNNING, JobStatus.EXPIRED, JobStatus.DELETING}),
-    JobStatus.IN_ERROR: frozenset({JobStatus.RUNNING, JobStatus.EXPIRED, JobStatus.DELETING}),
-    JobStatus.FINISHED: frozenset({JobStatus.DELETING}),
-    JobStatus.EXPIRED: frozenset({JobStatus.DELETING}),
-    JobStatus.DELETING: frozenset(),
+    status: frozenset(
+        target for rule in RULES.values() if status in rule.origins for target in rule.targets if target is not status
+    )
+    for status in JobStatus
 }
 
 UNDER_WAY = (RunStatus.PENDING, RunStatus.RUNNING)
+TESTED_NOW = (VerificationStatus.PENDING, VerificationStatus.RUNNING)
 ENDED = (JobStatus.FINISHED, JobStatus.EXPIRED, JobStatus.DELETING)
 """A job in any other state is unfinished: it holds its source and its image name."""
+
+_BEGUN_BY = {RunKind.MANUAL: Action.START, RunKind.SCHEDULE: Action.SCHEDULED, RunKind.CUT_OVER: Action.CUT_OVER}
 
 
 def leading_to(status: JobStatus) -> tuple[JobStatus, ...]:
@@ -84,38 +174,19 @@ def leading_to(status: JobStatus) -> tuple[JobStatus, ...]:
 
 
 def startable(kind: RunKind) -> tuple[JobStatus, ...]:
-    """The states in which a run of that kind may begin. What a user stopped, no schedule starts again."""
-    origins = leading_to(JobStatus.RUNNING)
-    return tuple(o for o in origins if o is not JobStatus.STOPPED) if kind is RunKind.SCHEDULE else origins
+    """The states in which a run of that kind may begin."""
+    return RULES[_BEGUN_BY[kind]].origins
 
 
-STATUS_INFO: dict[JobStatus, str] = {
-    JobStatus.READY: "Nothing has run yet.",
-    JobStatus.RUNNING: "A run is under way.",
-    JobStatus.FINISHED: "The images exist and passed what was asked of them.",
-    JobStatus.WAITING: "The last run succeeded; the next one is due by the schedule.",
-    JobStatus.STOPPED: "The run was stopped; what had arrived is kept.",
-    JobStatus.IN_ERROR: "The last run failed; what had arrived is kept.",
-    JobStatus.EXPIRED: "The job's time is over.",
-    JobStatus.DELETING: "The job is being removed.",
-}
+def invalid_status(id: str, status: str, action: str, allowed: Iterable[JobStatus]) -> JobInvalidStatus:
+    """The refusal of an action in that state."""
+    return JobInvalidStatus(id=id, status=status, action=action, allowed=", ".join(allowed))
 
-BUSINESS_INFO: dict[BusinessStatus, str] = {
-    BusinessStatus.PREPARING: "The source is being checked.",
-    BusinessStatus.SYNCING: "What the store lacks is being copied.",
-    BusinessStatus.PROCESSING: "The images are being built and tested.",
-    BusinessStatus.CLEANING: "What the run needed no longer is being removed.",
-}
 
-NEXT_STEP: dict[JobStatus, str] = {
-    JobStatus.READY: "Start the job.",
-    JobStatus.RUNNING: "Wait; `rehost job watch` shows the progress.",
-    JobStatus.FINISHED: "Launch the image in its new place; the verification's report shows what was checked.",
-    JobStatus.WAITING: "Start the job for one more sync, or wait for the schedule.",
-    JobStatus.STOPPED: "Start the job again: it goes on from what arrived.",
-    JobStatus.IN_ERROR: "Read `error.remedy`, then start the job again: it goes on from what arrived.",
-    JobStatus.EXPIRED: "Make a new job for the source.",
-    JobStatus.DELETING: "Nothing; the job is on its way out.",
-}
-NEXT_STEP_TIMED = "Nothing; the job starts by itself at `next_run_at`."
-NEXT_STEP_STOPPING = "Wait until the run has stopped."
+def check_action(id: str, action: Action, status: str, stage: str | None) -> None:
+    """Whether the job may have that action now. Raises JobInvalidStatus, JobInvalidBusinessStatus."""
+    rule = RULES[action]
+    if status not in rule.origins:
+        raise invalid_status(id, status, action, rule.origins)
+    if status == JobStatus.RUNNING and stage not in rule.stages:
+        raise JobInvalidBusinessStatus(id=id, business_status=stage, action=action, allowed=", ".join(rule.stages))

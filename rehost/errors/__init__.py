@@ -19,6 +19,13 @@ Prefect's retries, the API's problem bodies, the exit codes and the table in the
 
 from __future__ import annotations
 
+from rehost.errors.actions import (
+    ImageNotVerified as ImageNotVerified,
+    JobNoImage as JobNoImage,
+    VerificationCrashed as VerificationCrashed,
+    VerificationNotFound as VerificationNotFound,
+    VerificationUnderWay as VerificationUnderWay,
+)
 from rehost.errors.base import (
     RehostError as RehostError,
     RunError as RunError,

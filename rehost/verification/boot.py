@@ -25,6 +25,7 @@ from rehost.verification.injection import inject, raw_copy
 from rehost.verification.probe import ProbeReport, parse
 from rehost.verification.qemu import Machine, MachineSpec
 from rehost.verification.report import Evidence, Failure, VerificationReport, write_report
+from rehost.verification.subjects import disk_subject
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def verify_disk(
     error = error_of(seen, checks, limit)
     screenshot = evidence / SCREENSHOT
     report = VerificationReport(
-        subject=f"{image.name} ({firmware})",
+        subject=disk_subject(image, firmware),
         status="succeeded" if error is None else "failed",
         checks=checks,
         accelerator=chosen,

@@ -49,17 +49,23 @@ class Evidence(Record):
     report: str | None = None  # this report as JSON; the same as Markdown lies beside it
 
 
-class VerificationReport(Record):
-    """The outcome of one verification."""
+class Findings(Record):
+    """What is known of one verification, also while it is under way."""
 
     subject: str  # what was verified: the image's file name and firmware, or the container's reference
-    status: Literal["succeeded", "failed"]
+    status: Literal["pending", "running", "succeeded", "failed"]
     checks: tuple[Check, ...] = ()
     accelerator: str | None = None  # kvm or tcg; None for containers
     boot_seconds: float | None = None  # from power on until the subject said that it is up; None: it never did
     evidence: Evidence = Evidence()
     error: Failure | None = None
     script_output: str | None = None  # standard output and error of the user's script, bounded
+
+
+class VerificationReport(Findings):
+    """The outcome of one verification."""
+
+    status: Literal["succeeded", "failed"]
 
 
 def write_report(report: VerificationReport, directory: Path) -> VerificationReport:
