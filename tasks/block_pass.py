@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from prefect.logging import get_run_logger
 
-from rehost.progress import Progress
 from rehost.replication.block_pass import CopiedBlocks, copy_blocks
 from rehost.replication.store import Store
 from rehost.source.agent_session import AgentSession
@@ -32,12 +31,12 @@ def blocks_of_pass(
     store: Store,
     parent_id: str | None,
     tracked: TrackedPass | None,
-    progress: Progress,
 ) -> CopiedBlocks:
     """Copy the disks that the job wants in blocks, and say in the log how each area went.
 
     Raises every SourceError and StoreError.
     """
+    progress = this.progress("transfer-blocks")
     copied = copy_blocks(
         holding.session,
         store,
@@ -49,6 +48,7 @@ def blocks_of_pass(
         hooks=holding.hooks,
         progress=progress,
     )
+    progress.finish()
     log = get_run_logger()
     for area in copied.copy.report.areas:
         if area.area.device is not None:

@@ -21,6 +21,7 @@ def preflight(this: Pass) -> None:
     Raises NeedsUnmet, StoreUnreadable and every SourceError.
     """
     log = get_run_logger()
+    progress = this.progress("preflight")
     reap_workspaces()
     wanted: set[Purpose] = {"service"}
     wanted |= {"source"} if this.source.connection.kind == "ssh" else set()
@@ -53,3 +54,4 @@ def preflight(this: Pass) -> None:
         len(inventory.volumes),
         sum(volume.used_bytes for volume in inventory.volumes) / 1e9,
     )
+    progress.finish()

@@ -24,43 +24,34 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
+from rehost.catalog.catalog import Catalog
+from rehost.errors import RehostError
+from rehost.run_progress import Figures, RunProgress
+
 log = logging.getLogger("rehost.tasks")
 
 _UPDATE_SECONDS = 2.0
-_LOG_PERCENT = 10  # a line in the log each time that this much more is done
+_LOG_PERCENT = 10  # a line in the log when that much more is done …
+_LOG_SECONDS = 30.0  # … and the line before is that old
 _PICTURE_BYTES = 2 << 20
-
-# Where each stage begins and ends on the one bar from 0 to 100 that a run has.
-SHARES: dict[str, tuple[int, int]] = {
-    "preflight": (0, 2),
-    "snapshot": (2, 8),
-    "transfer": (8, 55),
-    "build-disk": (55, 70),
-    "build-container": (70, 78),
-    "verify-bios": (78, 86),
-    "verify-uefi": (86, 94),
-    "verify-container": (94, 98),
-    "publish": (98, 100),
-}
+_LEAVE_SECONDS = 5.0
 
 
 class StageProgress:
-    """The progress of one stage, as `rehost.progress.Progress` wants it.
+    """The progress of one stage, as `rehost.progress.Progress` wants it. It moves the run's bar."""
 
-    `remember(percent, eta_seconds)` is told of the whole run's percent, and of the seconds that this stage still
-    takes at the pace that it had so far.
-    """
-
-    def __init__(self, job_id: str, stage: str, remember: Callable[[int, int | None], None]) -> None:
-        self._first, self._last = SHARES[stage]
+    def __init__(self, job_id: str, stage: str, bar: RunProgress) -> None:
         self._stage = stage
-        self._remember = remember
-        self._began = time.monotonic()
+        self._bar = bar
+        self._began = self._logged_at = time.monotonic()
         self._updated = 0.0
-        self._logged = 0
+        self._logged = 0.0
         self._percent = 0.0
+        self._bytes = 0
         self._thread = threading.get_ident()
         self._artifact: UUID | None = None
+        bar.begin(stage)
+        get_run_logger().info("%s: begins", stage)
         with _shown():
             created: Any = create_progress_artifact(
                 progress=0.0, key=f"{job_id}-{stage}", description=f"{stage}: not begun"
@@ -68,6 +59,7 @@ class StageProgress:
             self._artifact = created
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
+        self._bar.report(done, total)
         # Prefect's run context belongs to the thread of the task; what others report is told by the next call.
         if threading.get_ident() != self._thread:
             return
@@ -76,25 +68,62 @@ class StageProgress:
         if not complete and now - self._updated < _UPDATE_SECONDS:
             return
         percent = min(100.0, 100.0 * done / total) if total > 0 else 0.0
-        self._updated, self._percent = now, max(percent, self._percent)
+        self._updated, self._percent, self._bytes = now, max(percent, self._percent), max(done, self._bytes)
         figures = f" {done:,} of {total:,} bytes" if total > 0 else ""
         told = f"{self._stage}:{figures} {note}".rstrip()
         self._show(self._percent, told)
-        eta = round((now - self._began) * (100 - percent) / percent) if percent > 0 else None
-        self._remember(round(self._first + (self._last - self._first) * self._percent / 100), eta)
-        if self._percent >= self._logged + _LOG_PERCENT:
-            self._logged = int(self._percent) // _LOG_PERCENT * _LOG_PERCENT
+        if not complete and self._percent >= self._logged + _LOG_PERCENT and now - self._logged_at >= _LOG_SECONDS:
+            self._logged, self._logged_at = self._percent, now
             get_run_logger().info("%s (%.0f %%)", told, self._percent)
 
     def finish(self) -> None:
         """The stage is done, whatever was reported."""
+        self._bar.finish()
         self._show(100.0, f"{self._stage}: done")
-        self._remember(self._last, None)
+        get_run_logger().info("%s: done after %.1f s", self._stage, time.monotonic() - self._began)
 
     def _show(self, percent: float, told: str) -> None:
         if self._artifact is not None:
             with _shown():
                 update_progress_artifact(self._artifact, progress=percent, description=told)
+
+
+@contextlib.contextmanager
+def telling(bar: RunProgress, job_id: str, open_catalog: Callable[[], contextlib.AbstractContextManager[Catalog]]) -> Iterator[None]:
+    """Write the bar into the catalog for the length of a block: every two seconds, where it has changed.
+
+    A thread of its own does it, so that a stage that says nothing for minutes is seen to go on. Where the catalog does
+    not answer, the next time will do: a bar is no reason to end a run.
+    """
+    stop = threading.Event()
+
+    def tell() -> None:
+        told: Figures | None = None
+        while not stop.is_set():
+            with contextlib.suppress(RehostError), open_catalog() as catalog:
+                while True:
+                    figures = bar.figures()
+                    if figures != told:
+                        catalog.set_progress(
+                            job_id,
+                            figures.percent,
+                            figures.eta_seconds,
+                            bytes_done=figures.bytes_done,
+                            bytes_total=figures.bytes_total,
+                            bytes_per_second=figures.bytes_per_second,
+                        )
+                        told = figures
+                    if stop.wait(_UPDATE_SECONDS):
+                        return
+            stop.wait(_UPDATE_SECONDS)
+
+    teller = threading.Thread(target=tell, name="progress", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        teller.join(_LEAVE_SECONDS)
 
 
 @contextlib.contextmanager

@@ -6,22 +6,24 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Job, Run, Source
-from rehost.errors import ImageNotFound
+from rehost.catalog.stages import expected_seconds, stages_of
+from rehost.errors import CatalogAway, ImageNotFound
 from rehost.replication.open_store import open_store
 from rehost.replication.throttle import limited
 from rehost.replication.tree import Tree
+from rehost.run_progress import RunProgress
 from rehost.settings import Region, Settings, settings
 from rehost.source.connect import open_session
 from rehost.source.session import Session, TellsNotes
-from tasks.reporting import StageProgress
+from tasks.reporting import StageProgress, telling
 
 _LEDGER = "images"
 _WIRE = "bytes-on-wire"
@@ -37,6 +39,7 @@ class Pass:
     job: Job
     source: Source
     workspace: Path  # what one stage leaves for the next; gone when the pass has ended
+    bar: RunProgress = field(default_factory=lambda: RunProgress({}), compare=False, repr=False)
 
     @property
     def region(self) -> Region:
@@ -61,13 +64,8 @@ class Pass:
         return folder
 
     def progress(self, stage: str) -> StageProgress:
-        """The bar of a stage; it moves the job's own."""
-
-        def remember(percent: int, eta_seconds: int | None) -> None:
-            with catalog() as opened:
-                opened.set_progress(self.job.id, percent, eta_seconds)
-
-        return StageProgress(self.job.id, stage, remember)
+        """The stage begins: its bar, which moves the job's own."""
+        return StageProgress(self.job.id, stage, self.bar)
 
 
 @contextmanager
@@ -136,14 +134,25 @@ def open_pass(run: Run) -> Iterator[Pass]:
     with catalog() as opened:
         job = opened.job(run.job_id)
         source = opened.source(run.source_id)
+        before = opened.stage_seconds(job.id)
     workspace = workspaces(settings()) / run.id
     workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
     (workspace / _OWNER).write_text(_identity(os.getpid()), encoding="utf-8")
-    this = Pass(run, job, source, workspace)
+    this = Pass(run, job, source, workspace, _bar(job, before))
     try:
-        yield this
+        with telling(this.bar, job.id, catalog):
+            yield this
     finally:
+        with suppress(CatalogAway), catalog() as opened:
+            opened.record_stage_seconds(run.id, this.bar.seconds())
         _clear(workspace)
+
+
+def _bar(job: Job, before: Mapping[str, float]) -> RunProgress:
+    region = settings().region(job.region_id)
+    stages = stages_of(job, publishes=region is not None and region.registry is not None)
+    # A flow run that is done again goes on where the bar was.
+    return RunProgress(expected_seconds(stages, before), measured=bool(before), percent=job.progress)
 
 
 def _clear(workspace: Path) -> None:

@@ -41,7 +41,6 @@ def transfer(this: Pass, table: Path, holding: Holding) -> tuple[str, TransferRe
 
 
 def _transfer(this: Pass, table: Path, holding: Holding) -> tuple[str, TransferReport]:
-    progress = this.progress("transfer")
     replication = this.job.replication
     with catalog() as opened:
         parent = opened.latest_snapshot(this.source.id)
@@ -57,7 +56,8 @@ def _transfer(this: Pass, table: Path, holding: Holding) -> tuple[str, TransferR
     )
     with open_store(settings(), compress_level=replication.compress_level) as store:
         tracked = tracked_pass(this, holding, parent) if holding.plan.disks else None
-        copied = blocks_of_pass(this, holding, store, parent, tracked, progress) if holding.plan.disks else None
+        copied = blocks_of_pass(this, holding, store, parent, tracked) if holding.plan.disks else None
+        progress = this.progress("transfer")
         if copied is not None:
             more = {"regions": copied.copy.regions, "consistency": (*begun.consistency, *copied.consistency)}
             begun = begun.model_copy(update=more)

@@ -13,6 +13,7 @@ from rehost.catalog.idempotency import IdempotencyKeys
 from rehost.catalog.images import Images
 from rehost.catalog.jobs import Jobs
 from rehost.catalog.retention import Retention
+from rehost.catalog.run_figures import RunFigures
 from rehost.catalog.runs import Runs
 from rehost.catalog.sources import Sources
 from rehost.catalog.tables import SchemaRow
@@ -20,7 +21,7 @@ from rehost.catalog.verifications import Verifications
 from rehost.settings import Settings
 
 
-class Catalog(Sources, Jobs, Runs, Endings, Retention, Images, Verifications, IdempotencyKeys):
+class Catalog(Sources, Jobs, Runs, RunFigures, Endings, Retention, Images, Verifications, IdempotencyKeys):
     """Safe to use from several threads and processes at once. Every method is one transaction.
 
     Every method raises CatalogAway where the database does not answer.

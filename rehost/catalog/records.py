@@ -57,6 +57,7 @@ class Run(Record):
     bytes_scanned: int | None
     bytes_new: int | None
     bytes_on_wire: int | None
+    stage_seconds: dict[str, float]  # how long each stage took, all its tries; empty while it is under way
     flow_run_id: str | None
     error: Failure | None
 
@@ -121,7 +122,10 @@ class Job(JobSpec):
     business_status: BusinessStatus | None  # while it is running
     queued: bool  # its run waits for its turn; the job keeps its status until then
     progress: int  # percent of the present or last run
-    eta_seconds: int | None
+    eta_seconds: int | None  # of the whole run
+    bytes_done: int | None  # of the stage that the run is at; None where it counts none
+    bytes_total: int | None
+    bytes_per_second: int | None  # over the last ten seconds
     status_info: str
     error: Failure | None
     next_run_at: datetime | None

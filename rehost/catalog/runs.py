@@ -11,7 +11,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import case, select, update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from rehost.catalog.database import Database, now
@@ -20,6 +20,7 @@ from rehost.catalog.jobs import job_row
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.proof import missing_of
 from rehost.catalog.records import Figures, Page, Run, Snapshot
+from rehost.catalog.run_figures import STAGE_SECONDS
 from rehost.catalog.states import (
     RULES,
     UNDER_WAY,
@@ -46,6 +47,7 @@ from rehost.ids import new_id
 from rehost.verification.report import Failure
 
 _STAGES = list(BusinessStatus)
+_NO_BYTES: dict[str, None] = {"bytes_done": None, "bytes_total": None, "bytes_per_second": None}
 
 
 class Runs:
@@ -124,21 +126,10 @@ class Runs:
             changed = session.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.status == JobStatus.RUNNING)
-                .values(business_status=wanted, eta_seconds=None)
+                .values(business_status=wanted)
             )
             if _rows(changed) == 0:
                 raise _invalid_status(job_row(session, job_id), f"stage {wanted}", (JobStatus.RUNNING,))
-
-    def set_progress(self, job_id: str, percent: float, eta_seconds: float | None = None) -> None:
-        """How far the run is, 0 to 100. It never goes back within a run; a job that is not running is left alone."""
-        whole = max(0, min(100, int(percent)))
-        eta = None if eta_seconds is None else max(0, min(2**31 - 1, round(eta_seconds)))
-        with self._database.write() as session:
-            session.execute(
-                update(JobRow)
-                .where(JobRow.id == job_id, JobRow.status == JobStatus.RUNNING)
-                .values(progress=case((JobRow.progress < whole, whole), else_=JobRow.progress), eta_seconds=eta)
-            )
 
     def record_snapshot(self, run_id: str, snapshot_id: str, figures: Figures) -> Snapshot:
         """The transfer of this run is complete: the snapshot is in the store. Recording it again changes nothing."""
@@ -283,6 +274,7 @@ def _begin(session: Session, job_id: str, kind: RunKind, flow_run_id: str | None
             business_status=BusinessStatus.PREPARING,
             progress=0,
             eta_seconds=None,
+            **_NO_BYTES,
             stopping=False,
             error=None,
             started_at=moment,
@@ -329,6 +321,7 @@ def _end(session: Session, run: RunRow, status: RunStatus, job_status: JobStatus
         "status": job_status,
         "business_status": None,
         "eta_seconds": None,
+        **_NO_BYTES,
         "stopping": False,
         "error": told,
         "ended_at": moment,
@@ -396,7 +389,9 @@ def run_records(session: Session, rows: list[RunRow] | Any) -> list[Run]:
 
 
 def _run_record(row: RunRow, image_ids: tuple[str, ...]) -> Run:
-    figures = Figures.model_validate(row.figures) if row.figures is not None else None
+    told = dict(row.figures or {})
+    stage_seconds = told.pop(STAGE_SECONDS, {})
+    figures = Figures.model_validate(told) if told else None
     moved: dict[str, datetime | int | None] = {
         name: getattr(figures, name) if figures is not None else None for name in Figures.model_fields
     }
@@ -413,6 +408,7 @@ def _run_record(row: RunRow, image_ids: tuple[str, ...]) -> Run:
             "snapshot_id": row.snapshot_id,
             "image_ids": image_ids,
             **moved,
+            "stage_seconds": stage_seconds,
             "flow_run_id": row.flow_run_id,
             "error": row.error,
         }
