@@ -10,10 +10,11 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from api import problems
 from api.dependencies import TheCatalog, refuse_unknown_parameters
+from api.events import Hub
 from api.limits import RequestSizeLimit
 from api.models import Health
 from api.problems import responses
-from api.routers import images, jobs, regions, sources
+from api.routers import events, images, jobs, regions, sources
 from api.security import authenticate
 from rehost.catalog.catalog import Catalog
 from rehost.settings import Settings
@@ -26,7 +27,11 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with Catalog.open(settings) as catalog:
             app.state.catalog = catalog
-            yield
+            app.state.hub = Hub(catalog)
+            try:
+                yield
+            finally:
+                await app.state.hub.aclose()
 
     app = FastAPI(
         title="Rehost",
@@ -50,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(authenticate), Depends(refuse_unknown_parameters)],
         responses=responses(401, 403, 500),
     )
-    for router in (sources.router, jobs.router, images.router, regions.router):
+    for router in (sources.router, jobs.router, events.router, images.router, regions.router):
         v1.include_router(router)
     app.include_router(v1)
     return app

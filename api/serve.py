@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import sys
 
 import uvicorn
+from fastapi import FastAPI
 
 from api.app import create_app
 from api.security import is_loopback
 from rehost.errors import InvalidParameter, RehostError
 from rehost.settings import Settings, settings
+
+_NOT_STARTED = 3  # as uvicorn's own program ends
 
 
 def check_bind_address(configured: Settings) -> None:
@@ -19,6 +24,16 @@ def check_bind_address(configured: Settings) -> None:
             f"The API does not listen on {configured.api_host} without a key: set REHOST_API_KEYS.",
             [("REHOST_API_HOST", "is an address of the loopback interface, unless REHOST_API_KEYS is set")],
         )
+
+
+class Server(uvicorn.Server):
+    """Ends the streams of events when it is told to stop: by themselves they would last until their jobs rest."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app = self.config.app
+        if isinstance(app, FastAPI) and (hub := getattr(app.state, "hub", None)) is not None:
+            hub.close()
+        await super().shutdown(sockets)
 
 
 def main() -> int:
@@ -31,7 +46,7 @@ def main() -> int:
         return error.exit_code
     import flows.orchestration  # noqa: F401 - now, not in the first request
 
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(configured),
         host=configured.api_host,
         port=configured.api_port,
@@ -39,7 +54,10 @@ def main() -> int:
         server_header=False,
         timeout_graceful_shutdown=10,
     )
-    return 0
+    server = Server(config)
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises what it caught once more, after its end
+        server.run()
+    return 0 if server.started else _NOT_STARTED
 
 
 if __name__ == "__main__":

@@ -89,7 +89,9 @@ class StageProgress:
 
 
 @contextlib.contextmanager
-def telling(bar: RunProgress, job_id: str, open_catalog: Callable[[], contextlib.AbstractContextManager[Catalog]]) -> Iterator[None]:
+def telling(
+    bar: RunProgress, job_id: str, open_catalog: Callable[[], contextlib.AbstractContextManager[Catalog]]
+) -> Iterator[None]:
     """Write the bar into the catalog for the length of a block: every two seconds, where it has changed.
 
     A thread of its own does it, so that a stage that says nothing for minutes is seen to go on. Where the catalog does

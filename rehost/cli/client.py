@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ from rehost.settings import Settings
 
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 900.0  # registering a slow server takes minutes
+_EVENTS_SECONDS = 45.0  # without a word; the API says something every 15 s
 _EXIT_CODES = {cls.code: cls.exit_code for cls in error_classes()}
 
 Json = dict[str, Any]
@@ -41,6 +44,37 @@ def base_url(settings: Settings) -> str:
     return f"http://[{host}]:{settings.api_port}" if ":" in host else f"http://{host}:{settings.api_port}"
 
 
+@dataclass(frozen=True)
+class Event:
+    """One server-sent event."""
+
+    id: str | None
+    name: str
+    data: Json
+
+
+def _events(lines: Iterable[str]) -> Iterator[Event]:
+    """The events of a stream (WHATWG HTML, 9.2.6). Raises ValueError for data that is no JSON object."""
+    id: str | None = None
+    name, data = "message", ""
+    for line in lines:
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if field == "id":
+            id = value
+        elif field == "event":
+            name = value
+        elif field == "data":
+            data += value
+        elif not line:
+            if data:
+                content = json.loads(data)
+                if not isinstance(content, dict):
+                    raise ValueError("an event without an object")
+                yield Event(id, name, content)
+            name, data = "message", ""
+
+
 class Client:
     """One connection to the API. Raises ApiUnreachable where nothing answers, Refused for a problem."""
 
@@ -65,6 +99,19 @@ class Client:
     def patch(self, path: str, body: Json) -> Json:
         """Change what the body names."""
         return self._ask("PATCH", path, {}, body)
+
+    def events(self, path: str, last_event_id: str | None = None) -> Iterator[Event]:
+        """Server-sent events until the API ends them, or the line breaks (ApiUnreachable)."""
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_event_id} if last_event_id else {})}
+        timeout = httpx.Timeout(_EVENTS_SECONDS, connect=_CONNECT_SECONDS)
+        try:
+            with self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
+                if not answer.is_success:
+                    answer.read()
+                    raise Refused(answer.status_code, answer.json())
+                yield from _events(answer.iter_lines())
+        except (httpx.HTTPError, httpx.StreamError, ValueError) as error:
+            raise ApiUnreachable(url=self._url, reason=str(error) or type(error).__name__) from error
 
     def _ask(
         self,

@@ -1,7 +1,8 @@
 """A job followed to the end of its run: a bar on a terminal, JSON lines everywhere else.
 
-The lines are `{"type": "job.progress", "job_id", "status", "business_status", "progress", "eta_seconds",
-"status_info"}`, one whenever one of these changes, and at last `{"type": "job.result", "job": {…}}`.
+The lines are `{"type": "job.progress", "job_id", …}` with what docs/cli.md names, one whenever something of it changes,
+and at last `{"type": "job.result", "job": {…}}`. They come as the API's events; where these break off, because the API
+is started anew or gives no more streams, the job is looked at until they are there again.
 """
 
 from __future__ import annotations
@@ -9,24 +10,25 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from rehost.catalog.states import JobStatus
-from rehost.cli.client import Client, Json, exit_code_of
-from rehost.cli.output import plain, print_error, print_line
-from rehost.errors import ApiUnreachable, RunCancelled
+from rehost.catalog.watching import SHOWN, goes_on
+from rehost.cli.client import Client, Json, Refused, exit_code_of
+from rehost.cli.output import plain, print_error, print_line, size
+from rehost.errors import ApiUnreachable, RunCancelled, StreamsTooMany
 
 _SECONDS = 1.0  # between two looks
 _SILENT_LOOKS = 60  # how many looks in a row the API may leave unanswered, while it is started anew
-_SHOWN = ("status", "business_status", "progress", "eta_seconds", "status_info")
 
 
 def watch(client: Client, job_id: str, *, as_json: bool) -> int:
     """Follow the job; its exit code: 0, that of the error it ended with, or 130 if it was stopped."""
     if as_json or not sys.stdout.isatty():
-        job = _follow(client, job_id, _line_printer())
+        job = follow(client, job_id, _line_printer(job_id))
         print_line({"type": "job.result", "job": job})
     else:
         job = _follow_with_bar(client, job_id)
@@ -34,9 +36,25 @@ def watch(client: Client, job_id: str, *, as_json: bool) -> int:
     return _exit_code(job)
 
 
-def _follow(client: Client, job_id: str, show: Callable[[Json], None]) -> Json:
-    silent = 0
+def follow(client: Client, job_id: str, show: Callable[[Json], None]) -> Json:
+    """Tell `show` of the job whenever something shown may have changed, until it rests; the job then.
+
+    Raises ApiUnreachable where nothing answers for a minute, and Refused.
+    """
+    silent, last_event_id = 0, None
     while True:
+        try:
+            for event in client.events(f"/v1/jobs/{job_id}/events", last_event_id):
+                silent, last_event_id = 0, event.id
+                if event.name == "progress":
+                    show(event.data)
+                elif event.name == "result":
+                    return dict(event.data["job"])
+        except ApiUnreachable:
+            pass
+        except Refused as refused:
+            if refused.code != StreamsTooMany.code:
+                raise
         try:
             job = client.get(f"/v1/jobs/{job_id}")
             silent = 0
@@ -44,30 +62,27 @@ def _follow(client: Client, job_id: str, show: Callable[[Json], None]) -> Json:
             silent += 1
             if silent > _SILENT_LOOKS:
                 raise
-            time.sleep(_SECONDS)
-            continue
-        show(job)
-        if not _goes_on(job):
-            return job
+        else:
+            show(job)
+            if rests(job):
+                return job
         time.sleep(_SECONDS)
 
 
-def _goes_on(job: Json) -> bool:
-    """A run is under way, or a timed start is ahead."""
-    if job["status"] == JobStatus.READY:
-        return job["next_run_at"] is not None
-    return bool(job["status"] == JobStatus.RUNNING)
+def rests(job: Json) -> bool:
+    """Whether there is nothing to wait for."""
+    return not goes_on(job["status"], queued=bool(job.get("queued")), next_run_at=job["next_run_at"])
 
 
-def _line_printer() -> Callable[[Json], None]:
+def _line_printer(job_id: str) -> Callable[[Json], None]:
     last: Json = {}
 
     def show(job: Json) -> None:
         nonlocal last
-        now = {name: job[name] for name in _SHOWN}
+        now = {name: job.get(name) for name in SHOWN}
         if now != last:
             last = now
-            print_line({"type": "job.progress", "job_id": job["id"], **now})
+            print_line({"type": "job.progress", "job_id": job_id, **now})
 
     return show
 
@@ -77,16 +92,28 @@ def _follow_with_bar(client: Client, job_id: str) -> Json:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(markup=False),
-        TimeElapsedColumn(),
+        TextColumn("{task.fields[told]}", markup=False),
     )
     with Progress(*columns, console=Console(markup=False, highlight=False)) as progress:
-        task = progress.add_task("", total=100)
+        task = progress.add_task("", total=100, told="")
 
         def show(job: Json) -> None:
-            at = plain(job["business_status"] or job["status"])
-            progress.update(task, completed=job["progress"], description=f"{plain(job['name'])}: {at}")
+            at = "waits for its turn" if job.get("queued") else plain(job["business_status"] or job["status"])
+            progress.update(task, completed=job["progress"], description=f"{plain(job['name'])}: {at}", told=told(job))
 
-        return _follow(client, job_id, show)
+        return follow(client, job_id, show)
+
+
+def told(job: Json) -> str:
+    """Bytes, rate and time of a job, as much of it as is known."""
+    parts = []
+    if job.get("bytes_total"):
+        parts.append(f"{size(job['bytes_done'])} of {size(job['bytes_total'])}")
+    if job.get("bytes_per_second"):
+        parts.append(f"{size(job['bytes_per_second'])}/s")
+    if job.get("eta_seconds") is not None:
+        parts.append(f"{timedelta(seconds=job['eta_seconds'])} left")
+    return ", ".join(parts)
 
 
 def _exit_code(job: Json) -> int:

@@ -97,6 +97,7 @@ from rehost.errors.requests import (
     SourceHasUnfinishedJob as SourceHasUnfinishedJob,
     SourceNotFound as SourceNotFound,
     SourceStateInvalid as SourceStateInvalid,
+    StreamsTooMany as StreamsTooMany,
     TagsNumberExceeded as TagsNumberExceeded,
     Unauthenticated as Unauthenticated,
     VSwitchRequired as VSwitchRequired,

@@ -141,6 +141,16 @@ class IdempotencyKeyBusy(Conflict):
     exit_code = 75
 
 
+class StreamsTooMany(RequestError):
+    """There are {limit} streams of events already."""
+
+    code = "Streams.TooMany"
+    remedy = "Close some, or ask GET /v1/jobs/{id} from time to time."
+    http_status = 429
+    retryable = True
+    exit_code = 75
+
+
 class Invalid(RequestError):
     """{detail}"""
 
