@@ -15,7 +15,9 @@ from fastapi.dependencies.models import Dependant
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.database import now
 from rehost.catalog.faults import Fault, raise_faults
+from rehost.catalog.log_entries import LogEntry, LogLevel
 from rehost.catalog.paging import DEFAULT_LIMIT, MAX_LIMIT
+from rehost.catalog.records import Page
 from rehost.settings import Settings
 
 Result = TypeVar("Result")
@@ -48,6 +50,16 @@ class Orchestration(Protocol):
     ) -> None: ...
 
     async def unschedule_job(self, job_id: str) -> None: ...
+
+    async def read_logs(
+        self,
+        flow_runs: dict[str, str],
+        *,
+        level: LogLevel,
+        order: Literal["newest", "oldest"],
+        limit: int,
+        cursor: str | None,
+    ) -> Page[LogEntry]: ...
 
 
 def get_settings(request: Request) -> Settings:

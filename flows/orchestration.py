@@ -20,7 +20,10 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed, Scheduled
 
+from flows import logs
 from flows.order import Order
+from rehost.catalog.log_entries import LogEntry, LogLevel
+from rehost.catalog.records import Page
 from rehost.errors import OrchestrationAway
 from rehost.settings import settings
 
@@ -121,3 +124,13 @@ async def end_run(flow_run_id: str, *, cancelled: bool) -> None:
     state = State(type=StateType.CANCELLED) if cancelled else Crashed(message="Its process died.")
     async with _prefect() as client:
         await client.set_flow_run_state(UUID(flow_run_id), state, force=True)
+
+
+async def read_logs(
+    flow_runs: dict[str, str], *, level: LogLevel, order: logs.Order, limit: int, cursor: str | None
+) -> Page[LogEntry]:
+    """What was logged for these flow runs (their id → what they are called here), a page of it.
+
+    Raises InvalidParameter for a wrong cursor.
+    """
+    return await logs.read(_prefect, flow_runs, level=level, order=order, limit=limit, cursor=cursor)

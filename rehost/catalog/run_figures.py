@@ -5,8 +5,9 @@ from __future__ import annotations
 from sqlalchemy import case, select, update
 
 from rehost.catalog.database import Database
+from rehost.catalog.jobs import job_row
 from rehost.catalog.states import JobStatus, RunStatus
-from rehost.catalog.tables import JobRow, RunRow
+from rehost.catalog.tables import JobRow, RunRow, VerificationRow
 from rehost.errors import RunNotFound
 
 _MOST_SECONDS = 2**31 - 1
@@ -63,6 +64,24 @@ class RunFigures:
                 .limit(1)
             ).first()
         return dict((figures or {}).get(STAGE_SECONDS, {}))
+
+    def flow_runs(self, job_id: str, run_id: str | None = None) -> dict[str, str]:
+        """The flow runs of a job, of its verifications that were asked for by themselves too: id → whose it is.
+
+        With `run_id` that of this run or verification alone. Raises JobNotFound, RunNotFound.
+        """
+        with self._database.read() as session:
+            job_row(session, job_id)
+            found: dict[str, str] = {}
+            known: set[str] = set()
+            for row in (RunRow, VerificationRow):
+                for id, flow_run_id in session.execute(select(row.id, row.flow_run_id).where(row.job_id == job_id)):
+                    known.add(id)
+                    if flow_run_id is not None and run_id in (None, id):
+                        found.setdefault(flow_run_id, id)
+        if run_id is not None and run_id not in known:
+            raise RunNotFound(id=run_id)
+        return found
 
 
 def _bounded(value: float | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from rehost.cli import logs
 from rehost.cli.bandwidth import add_bandwidth, bandwidth_of
 from rehost.cli.client import Client, Json
 from rehost.cli.job_spec import add_spec, spec_of
@@ -58,6 +59,11 @@ def add_commands(groups: Groups) -> None:
     watching = verbs.add_parser("watch", help="follow a job to the end of its run; JSON lines unless on a terminal")
     add_id(watching)
     add_common(watching, _watch)
+
+    reading = verbs.add_parser("logs", help="what the newest run said; JSON lines with --json")
+    add_id(reading)
+    logs.add_arguments(reading)
+    add_common(reading, logs.logs)
 
 
 def _plan(client: Client, arguments: argparse.Namespace) -> int:
