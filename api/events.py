@@ -153,7 +153,7 @@ class Hub:
 
 
 def _goes_on(job: Job) -> bool:
-    return goes_on(job.status, queued=getattr(job, "queued", False), next_run_at=job.next_run_at)
+    return goes_on(job.status, queued=job.queued, next_run_at=job.next_run_at)
 
 
 def _progress(job: Job) -> dict[str, Any]:
