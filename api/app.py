@@ -9,6 +9,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, Depends, FastAPI
 
 from api import problems
+from api.console.router import install_console
 from api.dependencies import TheCatalog, refuse_unknown_parameters
 from api.events import Hub
 from api.limits import RequestSizeLimit
@@ -58,4 +59,5 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (sources.router, jobs.router, events.router, logs.router, images.router, regions.router):
         v1.include_router(router)
     app.include_router(v1)
+    install_console(app)
     return app

@@ -5,14 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from api import registration
 from api.dependencies import TheCatalog, ThePlace
 from api.models import SourceSpec
 from api.once import TheOnce
 from api.problems import responses
 from rehost.catalog.records import Page, Source
-from rehost.errors import SourceError
-from rehost.source.connect import DiskConnection, PathConnection, SshConnection, open_session
-from rehost.source.inventory import Inventory
 
 router = APIRouter(prefix="/sources", tags=["sources"])
 
@@ -22,10 +20,7 @@ def register_source(spec: SourceSpec, catalog: TheCatalog, once: TheOnce) -> Res
     """Connect to a server, discover what it is, and remember it. Where that fails nothing is stored."""
 
     def make() -> tuple[Source, str]:
-        inventory = _discover(spec.connection)
-        source = catalog.add_source(
-            spec.connection, inventory, name=spec.name, description=spec.description, tags=spec.tags
-        )
+        source = registration.register(spec, catalog)
         return source, f"/v1/sources/{source.id}"
 
     return once.answer(spec, make)
@@ -46,15 +41,4 @@ def show_source(id: str, catalog: TheCatalog) -> Source:
 @router.post("/{id}/discover", responses=responses(404, 409))
 def discover_source(id: str, catalog: TheCatalog) -> Source:
     """Take the inventory once more. A source that does not answer becomes `unavailable` and keeps what was known."""
-    source = catalog.source(id)
-    try:
-        inventory = _discover(source.connection)
-    except SourceError as error:
-        catalog.source_unavailable(id, error)
-        raise
-    return catalog.source_discovered(id, inventory)
-
-
-def _discover(connection: SshConnection | PathConnection | DiskConnection) -> Inventory:
-    with open_session(connection) as session:
-        return session.inventory()
+    return registration.discover_again(id, catalog)

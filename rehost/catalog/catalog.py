@@ -12,6 +12,7 @@ from rehost.catalog.endings import Endings
 from rehost.catalog.idempotency import IdempotencyKeys
 from rehost.catalog.images import Images
 from rehost.catalog.jobs import Jobs
+from rehost.catalog.overview import Overview
 from rehost.catalog.retention import Retention
 from rehost.catalog.run_figures import RunFigures
 from rehost.catalog.runs import Runs
@@ -21,7 +22,7 @@ from rehost.catalog.verifications import Verifications
 from rehost.settings import Settings
 
 
-class Catalog(Sources, Jobs, Runs, RunFigures, Endings, Retention, Images, Verifications, IdempotencyKeys):
+class Catalog(Overview, Sources, Jobs, Runs, RunFigures, Endings, Retention, Images, Verifications, IdempotencyKeys):
     """Safe to use from several threads and processes at once. Every method is one transaction.
 
     Every method raises CatalogAway where the database does not answer.

@@ -73,6 +73,7 @@ from rehost.errors.requests import (
     DataDiskIndexInvalid as DataDiskIndexInvalid,
     DiskSizeTooSmall as DiskSizeTooSmall,
     Forbidden as Forbidden,
+    FormRefused as FormRefused,
     IdempotencyKeyBusy as IdempotencyKeyBusy,
     IdempotencyKeyReused as IdempotencyKeyReused,
     ImageNameUsedByJob as ImageNameUsedByJob,

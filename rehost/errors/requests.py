@@ -255,6 +255,14 @@ class Forbidden(RequestError):
     http_status = 403
 
 
+class FormRefused(RequestError):
+    """The form was not taken: {reason}."""
+
+    code = "Form.Refused"
+    remedy = "Go back, load the page anew and send its form again; nothing was done."
+    http_status = 403
+
+
 class OrchestrationAway(RehostError):
     """The Prefect server at {url} does not answer: {reason}"""
 
