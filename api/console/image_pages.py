@@ -31,7 +31,8 @@ def list_images(request: Request, visitor: TheVisitor, catalog: TheCatalog, curs
 def show_image(id: str, request: Request, visitor: TheVisitor, catalog: TheCatalog) -> Response:
     """One image: its files or its layers, and how it proved itself."""
     image = catalog.image(id)
-    of_job = catalog.verifications(image.job_id, limit=_EVERY_VERIFICATION).items
+    # An image outlives its job; the job's verifications went with it.
+    of_job = catalog.verifications(image.job_id, limit=_EVERY_VERIFICATION).items if image.job_id else ()
     return page(
         request,
         visitor,
