@@ -4,26 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import VerificationRecord
-from rehost.errors import RouteNotFound
 from rehost.settings import Settings
 
 _LOG_BYTES = 48 * 1024
-_PAGE = 50
-
-
-def verification(catalog: Catalog, job_id: str, id: str) -> VerificationRecord:
-    """Raises JobNotFound, RouteNotFound."""
-    cursor = None
-    while True:
-        page = catalog.verifications(job_id, limit=_PAGE, cursor=cursor)
-        for found in page.items:
-            if found.id == id:
-                return found
-        cursor = page.next_cursor
-        if cursor is None:
-            raise RouteNotFound(method="GET", path=f"/jobs/{job_id}/verifications/{id}")
 
 
 def screenshot(found: VerificationRecord, settings: Settings) -> Path | None:

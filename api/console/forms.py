@@ -116,7 +116,7 @@ def show_faults(form: Filled, error: RehostError, pointers: Mapping[str, str]) -
     """Put each fault to its field. `pointers` leads from a pointer in the body to the field's name where they differ;
     a fault inside a field's value is the field's."""
     form.error = error
-    for pointer, message in error.facts.get("errors", []):
+    for pointer, message, *_ in error.facts.get("errors", []):
         at = pointer
         while at and pointers.get(at) is None:
             at = at.rpartition("/")[0]

@@ -44,17 +44,17 @@ def show_image(id: str, request: Request, visitor: TheVisitor, catalog: TheCatal
     )
 
 
-@router.get("/jobs/{job_id}/verifications/{id}")
+@router.get("/verifications/{id}")
 def show_verification(
-    job_id: str, id: str, request: Request, visitor: TheVisitor, catalog: TheCatalog, settings: TheSettings
+    id: str, request: Request, visitor: TheVisitor, catalog: TheCatalog, settings: TheSettings
 ) -> Response:
     """What was checked, and what was seen."""
-    found = evidence.verification(catalog, job_id, id)
+    found = catalog.verification(id)
     return page(
         request,
         visitor,
         "verification.html",
-        job=catalog.job(job_id),
+        job=catalog.job(found.job_id),
         found=found,
         screenshot=evidence.screenshot(found, settings) is not None,
         log=evidence.console_tail(found, settings),
@@ -62,12 +62,12 @@ def show_verification(
     )
 
 
-@router.get("/jobs/{job_id}/verifications/{id}/screenshot")
+@router.get("/verifications/{id}/screenshot")
 def show_screenshot(
-    job_id: str, id: str, request: Request, visitor: TheVisitor, catalog: TheCatalog, settings: TheSettings
+    id: str, request: Request, visitor: TheVisitor, catalog: TheCatalog, settings: TheSettings
 ) -> Response:
     """The screen of the machine that was booted, as PNG."""
-    path = evidence.screenshot(evidence.verification(catalog, job_id, id), settings)
+    path = evidence.screenshot(catalog.verification(id), settings)
     if path is None:
         raise RouteNotFound(method="GET", path=request.url.path)
     return FileResponse(path, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import secrets
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from api import launch, plans
+from api import launch
 from api.console import views
 from api.console.access import TheForm, TheVisitor, Visitor, needs
 from api.console.forms import Filled, filled, show_faults
-from api.console.job_form import defaults, job_body, job_spec
+from api.console.job_form import defaults, job_body
 from api.console.job_pages import PAGE_ITEMS, Cursor, Text
-from api.console.pages import ConsoleRoute, gone_to, page
+from api.console.pages import ConsoleRoute, gone_to, once_of, page
 from api.console.sessions import Flash
-from api.dependencies import Orchestration, TheCatalog, TheOrchestration, TheSettings
-from api.once import Once
+from api.dependencies import Orchestration, TheCatalog, TheMoment, TheOrchestration, TheSettings
 from rehost.catalog.catalog import Catalog
-from rehost.catalog.job import JobSpec
 from rehost.catalog.plan import Plan
 from rehost.catalog.records import Job, Source
-from rehost.errors import Conflict, RehostError
+from rehost.catalog.request import JobRequest, judge
+from rehost.errors import RehostError
 from rehost.regions.regions import regions
 from rehost.settings import Settings
 
@@ -56,36 +56,44 @@ def create_job(
     catalog: TheCatalog,
     flows: TheOrchestration,
     settings: TheSettings,
+    moment: TheMoment,
 ) -> Response:
     """Show the plan, or make the job. What is wrong is told at its field, and what was filled in stays."""
     given = filled(form)
     source = catalog.source(given.text("/source_id"))
     body, pointers = job_body(given, source.id, source.inventory)
-    plan = None
+    creates = given.text("do") == "create"
+    wanted = JobRequest.of(body)
     try:
-        spec = job_spec(body)
-        plan = plans.checked(spec, catalog, settings)
-        if given.text("do") == "create":
-            job_id = _create(catalog, flows, spec, request, given.text("_once"))
-            job = catalog.job(job_id)
-            return gone_to(f"/jobs/{job_id}", visitor, Flash("good", f"The job {job.name} is made.", job.next_step))
-        catalog.conflicts(spec)
+        if creates and wanted.spec is not None:
+            job = catalog.job(_create(catalog, flows, settings, wanted, moment, request, given.text("_once")))
+            return gone_to(f"/jobs/{job.id}", visitor, Flash("good", f"The job {job.name} is made.", job.next_step))
+        plan = judge(wanted, catalog, settings, moment, dry_run=True)
     except RehostError as error:
         show_faults(given, error, pointers)
-        plan = plan if isinstance(error, Conflict) else None
-        return _form_page(request, visitor, settings, source, given, plan, status=error.http_status)
+        return _form_page(request, visitor, settings, source, given, None, status=error.http_status)
     return _form_page(request, visitor, settings, source, given, plan)
 
 
-def _create(catalog: Catalog, flows: Orchestration, spec: JobSpec, request: Request, key: str) -> str:
+def _create(
+    catalog: Catalog,
+    flows: Orchestration,
+    settings: Settings,
+    wanted: JobRequest,
+    moment: datetime,
+    request: Request,
+    key: str,
+) -> str:
     """The job's id; a form that is sent twice makes one job."""
+    spec = wanted.spec
+    assert spec is not None
 
     def make() -> tuple[Job, str]:
+        judge(wanted, catalog, settings, moment)
         job = launch.create_job(catalog, flows, spec)
         return job, f"/jobs/{job.id}"
 
-    once = Once(catalog, request, key if key.isascii() and key.isalnum() and len(key) <= 64 else None)
-    return once.answer(spec, make).headers["Location"].rpartition("/")[2]
+    return once_of(catalog, request, key).answer(spec, make).headers["Location"].rpartition("/")[2]
 
 
 def _form_page(

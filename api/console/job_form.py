@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from api.console.forms import Field, Filled, body_of
-from rehost.catalog.faults import faults_of, raise_faults
 from rehost.catalog.job import JobSpec
 from rehost.source.inventory import Disk, Inventory
 
@@ -87,15 +84,6 @@ def job_body(form: Filled, source_id: str, inventory: Inventory) -> tuple[dict[s
     }
     _put_disks(form, inventory, body.setdefault("disks", {}), pointers)
     return body, pointers
-
-
-def job_spec(body: dict[str, Any]) -> JobSpec:
-    """The request as a record. Raises what tells every fault in it."""
-    try:
-        return JobSpec.model_validate(body)
-    except ValidationError as error:
-        raise_faults(faults_of(error.errors(include_url=False), body))
-        raise
 
 
 def _put_disks(form: Filled, inventory: Inventory, disks: dict[str, Any], pointers: dict[str, str]) -> None:

@@ -16,9 +16,12 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from api.console.access import COOKIE, Visitor
 from api.console.rendering import render
 from api.console.sessions import LIFE_SECONDS, Flash, Session
+from api.once import Once
 from api.problems import UnexpectedFault
+from rehost.catalog.catalog import Catalog
 from rehost.errors import InvalidParameter, RehostError, RouteNotFound, Unauthenticated
 
+_MAX_KEY = 64
 log = logging.getLogger(__name__)
 
 _POLICY = "; ".join(
@@ -125,7 +128,7 @@ def page(
 
 def error_page(request: Request, error: RehostError) -> Response:
     """The page that tells an error: its code, what happened, what to do."""
-    values = {"error": error, "faults": error.facts.get("errors", [])}
+    values = {"error": error, "faults": [fault[:2] for fault in error.facts.get("errors", [])]}
     response = page(request, None, "error.html", status_code=error.http_status, **values)
     if error.http_status == 503:
         response.headers["Retry-After"] = "5"
@@ -143,6 +146,11 @@ def gone_to(address: str, visitor: Visitor | None = None, *told: Flash) -> Respo
 def failed(error: RehostError, about: str = "") -> Flash:
     """An error as a sentence on the next page."""
     return Flash("bad", f"{about}{error.code}: {error.message}", error.remedy)
+
+
+def once_of(catalog: Catalog, request: Request, key: str) -> Once:
+    """Answers a form that makes something. The key is in the form, so that one that is sent twice makes one thing."""
+    return Once(catalog, request, key if key.isascii() and key.isalnum() and len(key) <= _MAX_KEY else None)
 
 
 def local_path(address: str) -> str:

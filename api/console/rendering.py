@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 _KEPT = "\n\t"
 _MEDIA_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
@@ -79,6 +79,15 @@ def moment(time: datetime | None, missing: str = "–") -> Markup | str:
     )
 
 
+def prose(text: str) -> Markup:
+    """A sentence of ours: what it has between backticks is set as code."""
+    parts = visible(text).split("`")
+    if len(parts) % 2 == 0:
+        return escape(visible(text))
+    quoted = (Markup("<code>{}</code>").format(part) if n % 2 else escape(part) for n, part in enumerate(parts))
+    return Markup("").join(quoted)
+
+
 def field_id(pointer: str) -> str:
     """The id of the element for a field, by its JSON pointer."""
     return "f" + pointer.replace("/", "-").replace("~", "_")
@@ -119,7 +128,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=size, span=span, moment=moment, field_id=field_id)
+    environment.filters.update(size=size, span=span, moment=moment, prose=prose, field_id=field_id)
     environment.globals.update(asset=asset_address)
     return environment
 

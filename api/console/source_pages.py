@@ -12,11 +12,10 @@ from api.console import views
 from api.console.access import TheForm, TheVisitor, Visitor, needs
 from api.console.forms import Filled, filled, show_faults
 from api.console.job_pages import PAGE_ITEMS, Cursor, Text
-from api.console.pages import ConsoleRoute, failed, gone_to, page
+from api.console.pages import ConsoleRoute, failed, gone_to, once_of, page
 from api.console.sessions import Flash
 from api.console.source_form import source_body, source_spec
 from api.dependencies import TheCatalog
-from api.once import Once
 from rehost.catalog.records import Source
 from rehost.errors import RehostError
 
@@ -56,8 +55,7 @@ def register_source(request: Request, visitor: TheVisitor, form: TheForm, catalo
             source = registration.register(spec, catalog)
             return source, f"/sources/{source.id}"
 
-        once = Once(catalog, request, key if key.isascii() and key.isalnum() and len(key) <= 64 else None)
-        address = once.answer(spec, make).headers["Location"]
+        address = once_of(catalog, request, key).answer(spec, make).headers["Location"]
     except RehostError as error:
         show_faults(given, error, pointers)
         return _form_page(request, visitor, given, status=error.http_status if error.http_status < 500 else 502)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rehost.catalog.records import Job, Run, Source
-from rehost.catalog.states import BusinessStatus, JobStatus, RunKind, RunStatus, SourceState, startable
+from rehost.catalog.states import RULES, USER_ACTIONS, Action, BusinessStatus, JobStatus, RunStatus, SourceState
 from rehost.source.connect import DiskConnection, PathConnection, SshConnection
 from rehost.source.inventory import Disk
 
@@ -45,17 +45,23 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Action:
+class Button:
     """A button of a job: what it does, and why it cannot be pressed where it cannot."""
 
     name: str
     label: str
     scope: str  # that the visitor's key needs
-    reason: str | None = None  # None: it may be pressed
     confirm: bool = False  # a page asks before it is done
     danger: bool = False
-    consequence: str = ""  # what the page that asks says
     options: tuple[Option, ...] = ()
+    reason: str | None = None  # None: it may be pressed
+    consequence: str = ""  # what the page that asks says
+
+
+_SHAPES: Mapping[Action, tuple[str, bool, bool, tuple[Option, ...]]] = {
+    Action.START: ("run", False, False, ()),
+    Action.STOP: ("run", True, True, ()),
+}
 
 
 @dataclass(frozen=True)
@@ -76,39 +82,39 @@ class DiskDrawing:
     pieces: tuple[Piece, ...]
 
 
-def actions(job: Job) -> tuple[Action, ...]:
+def actions(job: Job) -> tuple[Button, ...]:
     """The buttons of a job in the order in which they are shown."""
-    start = None if job.status in startable(RunKind.MANUAL) else f"not while the job is {job.status}"
-    return (
-        Action("start", _start_label(job), "run", start),
-        Action(
-            "stop",
-            "Stop",
-            "run",
-            _why_no_stop(job),
-            confirm=True,
-            danger=True,
-            consequence="The run ends within seconds. What has arrived is kept, and a later start goes on from there."
-            if job.status is JobStatus.RUNNING
-            else "The schedule is taken away; nothing runs until somebody starts the job again.",
-        ),
+    return tuple(
+        Button(
+            action, _label(job, action), *_SHAPES[action], reason=why_not(job, action), consequence=_then(job, action)
+        )
+        for action in USER_ACTIONS
+        if action in _SHAPES
     )
 
 
-def _start_label(job: Job) -> str:
-    if job.status in (JobStatus.STOPPED, JobStatus.IN_ERROR):
-        return "Start again"
-    return "Sync now" if job.status is JobStatus.WAITING else "Start"
-
-
-def _why_no_stop(job: Job) -> str | None:
-    if job.status is JobStatus.WAITING:
+def why_not(job: Job, action: Action) -> str | None:
+    """Why the job cannot have that action now; None: it can."""
+    rule = RULES[action]
+    if rule.allows(job.status, job.business_status):
         return None
-    if job.status is not JobStatus.RUNNING:
-        return f"not while the job is {job.status}"
-    if job.business_status is not BusinessStatus.SYNCING:
-        return f"not in the stage {job.business_status or 'before the first one'}; possible while Syncing"
-    return None
+    if job.status is JobStatus.RUNNING and job.status in rule.origins:
+        stages = ", ".join(rule.stages)
+        return f"not in the stage {job.business_status or 'before the first one'}; it is possible in {stages}"
+    return f"not while the job is {job.status}; it is possible in {', '.join(rule.origins)}"
+
+
+def _label(job: Job, action: Action) -> str:
+    if action is Action.START:
+        again = job.status in (JobStatus.STOPPED, JobStatus.IN_ERROR)
+        return "Start again" if again else "Sync now" if job.status is JobStatus.WAITING else "Start"
+    return {Action.STOP: "Stop", Action.VERIFY: "Verify", Action.CUT_OVER: "Cut over", Action.DELETE: "Delete"}[action]
+
+
+def _then(job: Job, action: Action) -> str:
+    if action is Action.STOP and job.status is JobStatus.WAITING:
+        return "The schedule goes; nothing runs until somebody starts the job again."
+    return RULES[action].then
 
 
 def is_under_way(job: Job) -> bool:

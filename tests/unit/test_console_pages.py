@@ -159,7 +159,7 @@ def test_every_page_shows_what_a_hostile_server_said_and_does_nothing_of_it(
         "/",
         "/jobs",
         f"/jobs/{job.id}",
-        f"/jobs/{job.id}/verifications/{verification.id}",
+        f"/verifications/{verification.id}",
         "/sources",
         f"/sources/{source.id}",
         "/sources/new",
@@ -197,7 +197,7 @@ def test_a_job_shows_its_state_its_error_and_its_next_step(
     assert "Boot.KernelPanic" in page.text and job.next_step in page.text
     assert job.error is not None and job.error.remedy in page.text
     assert not page.all("noscript")
-    assert f"/jobs/{job.id}/verifications/{verification.id}" in [link["href"] for link in page.all("a")]
+    assert f"/verifications/{verification.id}" in [link["href"] for link in page.all("a")]
     assert f"/images/{image.id}" in [link["href"] for link in page.all("a")]
     assert page.all("svg")[1:], "the disk is drawn"
     assert job.prefect_url in [link["href"] for link in page.all("a")]
@@ -216,12 +216,12 @@ def test_only_what_is_allowed_is_a_button_and_the_rest_is_explained(
         return pressed | {e.text: True for e in group.all("a")}
 
     assert buttons()["Start"] and not buttons()["Stop"]
-    assert "not while the job is Ready" in shown(client, f"/jobs/{made.id}").text
+    assert "not while the job is Ready; it is possible in Running, Waiting" in shown(client, f"/jobs/{made.id}").text
     catalog.begin_run(made.id, kind="manual")
     catalog.claim_run(made.id, flow_run_id="f-1")
     catalog.set_stage(made.id, "Syncing")
     assert buttons()["Stop"] and not buttons()["Start"]
-    assert "What has arrived is kept" in shown(client, f"/jobs/{made.id}/stop").text
+    assert "What arrived is kept" in shown(client, f"/jobs/{made.id}/stop").text
     assert "not possible" in shown(client, f"/jobs/{made.id}/start").text
 
 
@@ -250,7 +250,7 @@ def test_the_list_of_jobs_is_searched_by_job_and_source_filtered_and_paged(
 def test_a_verification_shows_its_picture_and_nothing_outside_the_folder_of_evidence(
     client: TestClient, catalog: Catalog, job: Job, image: Image, verification: VerificationRecord, tmp_path: Path
 ) -> None:
-    address = f"/jobs/{job.id}/verifications/{verification.id}"
+    address = f"/verifications/{verification.id}"
     page = shown(client, address)
     assert [picture["src"] for picture in page.all("img")] == [f"{address}/screenshot"]
     picture = client.get(f"{address}/screenshot")
@@ -262,7 +262,7 @@ def test_a_verification_shows_its_picture_and_nothing_outside_the_folder_of_evid
         subject="x", status="succeeded", evidence=Evidence(console_log=str(secret), screenshot=str(secret))
     )
     other = catalog.add_verification(job.id, catalog.runs(job.id).items[0].id, image.id, report)
-    elsewhere = f"/jobs/{job.id}/verifications/{other.id}"
+    elsewhere = f"/verifications/{other.id}"
     assert "not yours" not in shown(client, elsewhere).text
     assert client.get(f"{elsewhere}/screenshot").status_code == 404
 
