@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from rehost.catalog.names import Name, SourceDescription, Tags
 from rehost.catalog.records import Image
@@ -30,6 +31,36 @@ class SourceSpec(BaseModel):
     description: SourceDescription | None = None
     connection: Annotated[Connection, Field(description="how the server is reached")]
     tags: Tags = Field(default_factory=dict)
+
+
+class SourceChange(BaseModel):
+    """What may be changed of a source; what is not named stays."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"examples": [{"name": "web1", "description": None, "tags": {"team": "web"}}]},
+    )
+
+    name: Name | None = Field(None, description="not null")
+    description: SourceDescription | None = Field(None, description="null takes it away")
+    connection: Annotated[Connection, Field(description="not null; the source is discovered anew by it")] | None = None
+    tags: Tags | None = Field(None, description="all tags, in place of those that it has; not null")
+
+    @model_validator(mode="after")
+    def _not_null(self) -> Self:
+        for name in ("name", "connection", "tags"):
+            if name in self.model_fields_set and getattr(self, name) is None:
+                raise PydanticCustomError("null", "{name} is not null", {"name": name})
+        return self
+
+
+class ImageChange(BaseModel):
+    """What may be changed of an image."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [{"in_use": True}]})
+
+    in_use: bool = Field(description="true: it is kept, whatever `max_images` says, and cannot be deleted")
 
 
 class ImageAnswer(BaseModel):

@@ -17,6 +17,7 @@ from rehost.catalog.faults import Fault, faults_of, raise_faults
 from rehost.errors import (
     InvalidParameter,
     MethodNotAllowed,
+    RangeNotSatisfiable,
     RehostError,
     RouteNotFound,
     Unauthenticated,
@@ -76,6 +77,8 @@ def problem(error: RehostError, path: str) -> Response:
     headers = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.facts['size']}"
     if error.http_status == 503:
         headers["Retry-After"] = "5"
     return JSONResponse(body.model_dump(), error.http_status, headers, MEDIA_TYPE)

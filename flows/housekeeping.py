@@ -1,8 +1,8 @@
 """The flow `housekeeping`: runs whose process died without a word are found, and their jobs put right.
 
-Then old snapshots go, and what only they needed leaves the store. It runs on a schedule. At the start of `rehost up`
-`python -m flows.housekeeping` puts the runs right alone; at its end `python -m flows.housekeeping --stop` stops the
-runs of this machine in peace before their worker goes.
+Then old images and snapshots go, and what only they needed leaves the store. It runs on a schedule. At the start of
+`rehost up` `python -m flows.housekeeping` puts the runs right alone; at its end `python -m flows.housekeeping --stop`
+stops the runs of this machine in peace before their worker goes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from prefect import flow
 from flows import orchestration
 from rehost.catalog.records import Run
 from rehost.errors import OrchestrationAway, RunCrashed
+from tasks.image_care import tidy_images
 from tasks.run_pass import catalog, owner_is_alive, owner_is_dead, reap_workspaces
 from tasks.store_care import tidy_store
 
@@ -32,6 +33,7 @@ _LOOK_SECONDS = 0.2
 def housekeeping() -> int:
     """Put right what no process is left to put right; the number of runs."""
     ended = put_right()
+    tidy_images()
     tidy_store()
     return ended
 

@@ -20,6 +20,7 @@ from flows.order import Order
 from rehost.catalog.states import BusinessStatus
 from rehost.errors import JobInvalidStatus, JobNotFound, RehostError, RunCrashed
 from tasks.build import build_container, build_disk
+from tasks.image_care import forget_old_images
 from tasks.preflight import preflight
 from tasks.publish import publish
 from tasks.report import report_run
@@ -51,6 +52,7 @@ def run_pass(order: Order) -> State[Any]:
                 opened.set_stage(order.job_id, BusinessStatus.CLEANING)
         with catalog() as opened:
             opened.finish_run(run.id)
+        forget_old_images()
         forget_old_snapshots()
     except RehostError as error:
         log.error("%s: %s %s", error.code, error.message, error.remedy)

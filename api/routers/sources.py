@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from api import registration
 from api.dependencies import TheCatalog, ThePlace
-from api.models import SourceSpec
+from api.models import SourceChange, SourceSpec
 from api.once import TheOnce
 from api.problems import responses
 from rehost.catalog.records import Page, Source
@@ -36,6 +36,16 @@ def list_sources(catalog: TheCatalog, place: ThePlace) -> Page[Source]:
 def show_source(id: str, catalog: TheCatalog) -> Source:
     """One source with its inventory."""
     return catalog.source(id)
+
+
+@router.patch("/{id}", responses=responses(404, 409, 422))
+def change_source(id: str, change: SourceChange, catalog: TheCatalog) -> Source:
+    """Set what the body names. By a new connection the source is discovered first; where that fails nothing changes."""
+    named = change.model_dump(exclude_unset=True, exclude={"connection"})
+    if change.connection is None:
+        return catalog.change_source(id, named)
+    catalog.check_connection_free(id)
+    return catalog.change_source(id, named, change.connection, _discover(change.connection))
 
 
 @router.post("/{id}/discover", responses=responses(404, 409))

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from rehost.catalog.database import Database
 from rehost.catalog.endings import Endings
 from rehost.catalog.idempotency import IdempotencyKeys
+from rehost.catalog.image_care import ImageCare
 from rehost.catalog.images import Images
 from rehost.catalog.jobs import Jobs
 from rehost.catalog.overview import Overview
@@ -22,7 +23,9 @@ from rehost.catalog.verifications import Verifications
 from rehost.settings import Settings
 
 
-class Catalog(Overview, Sources, Jobs, Runs, RunFigures, Endings, Retention, Images, Verifications, IdempotencyKeys):
+class Catalog(
+    Overview, Sources, Jobs, Runs, RunFigures, Endings, Retention, Images, ImageCare, Verifications, IdempotencyKeys
+):
     """Safe to use from several threads and processes at once. Every method is one transaction.
 
     Every method raises CatalogAway where the database does not answer.

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from rehost.catalog.database import Database, now
+from rehost.catalog.image_uses import uses
 from rehost.catalog.jobs import job_row
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.records import Image, Page
@@ -75,23 +76,28 @@ class Images:
     def image(self, id: str) -> Image:
         """Raises ImageNotFound."""
         with self._database.read() as session:
-            row = session.get(ImageRow, id)
-            if row is None:
-                raise ImageNotFound(id=id)
-            return image_records(session, [row])[0]
+            return image_records(session, [image_row(session, id)])[0]
 
     def images(
         self, *, job_id: str | None = None, limit: int = DEFAULT_LIMIT, cursor: str | None = None
     ) -> Page[Image]:
         """Newest first; of one job if given. Raises JobNotFound, InvalidParameter."""
         with self._database.read() as session:
-            query = select(ImageRow)
+            query = select(ImageRow).where(ImageRow.deleted_at.is_(None))
             if job_id is not None:
                 job_row(session, job_id)
                 query = query.where(ImageRow.job_id == job_id)
             return page(
                 session, query, ImageRow.created_at, ImageRow.id, limit=limit, cursor=cursor, records=image_records
             )
+
+
+def image_row(session: Session, id: str) -> ImageRow:
+    """Raises ImageNotFound, also for an image that was deleted and whose files are on their way out."""
+    row = session.get(ImageRow, id)
+    if row is None or row.deleted_at is not None:
+        raise ImageNotFound(id=id)
+    return row
 
 
 def _name_taken(session: Session, region_id: str, name: str) -> bool:
@@ -101,6 +107,7 @@ def _name_taken(session: Session, region_id: str, name: str) -> bool:
 
 def image_records(session: Session, rows: Sequence[ImageRow]) -> list[Image]:
     """The records of rows."""
+    used = uses(session, [row.id for row in rows])
     return [
         Image(
             id=row.id,
@@ -111,7 +118,7 @@ def image_records(session: Session, rows: Sequence[ImageRow]) -> list[Image]:
             job_id=row.job_id,
             run_id=row.run_id,
             snapshot_id=row.snapshot_id,
-            in_use=row.in_use,
+            in_use=row.id in used,
             created_at=row.created_at,
             facts=row.facts,
         )

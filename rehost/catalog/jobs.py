@@ -215,7 +215,9 @@ class Jobs:
         ids = [row.id for row in rows]
         images: dict[str, list[str]] = {}
         for job_id, image_id in session.execute(
-            select(ImageRow.job_id, ImageRow.id).where(ImageRow.job_id.in_(ids)).order_by(ImageRow.created_at)
+            select(ImageRow.job_id, ImageRow.id)
+            .where(ImageRow.job_id.in_(ids), ImageRow.deleted_at.is_(None))
+            .order_by(ImageRow.created_at)
         ):
             images.setdefault(job_id, []).append(image_id)
         latest: dict[str, VerificationSummary] = {}

@@ -30,7 +30,7 @@ def missing_of(session: Session, run_id: str | None, spec: JobSpec) -> Missing:
         # The newest one: a stage that is tried again may have left an earlier one behind.
         newest = session.scalars(
             select(ImageRow)
-            .where(ImageRow.run_id == run_id, ImageRow.kind == kind)
+            .where(ImageRow.run_id == run_id, ImageRow.kind == kind, ImageRow.deleted_at.is_(None))
             .order_by(ImageRow.created_at.desc())
             .limit(1)
         ).first()

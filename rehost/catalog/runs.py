@@ -381,7 +381,7 @@ def run_records(session: Session, rows: list[RunRow] | Any) -> list[Run]:
     images: dict[str, list[str]] = {}
     for run_id, image_id in session.execute(
         select(ImageRow.run_id, ImageRow.id)
-        .where(ImageRow.run_id.in_([row.id for row in rows]))
+        .where(ImageRow.run_id.in_([row.id for row in rows]), ImageRow.deleted_at.is_(None))
         .order_by(ImageRow.created_at)
     ):
         images.setdefault(run_id, []).append(image_id)

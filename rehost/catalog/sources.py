@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import select
+from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
 from rehost.catalog.database import Database, now
 from rehost.catalog.names import name_from
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.records import Page, Source
-from rehost.catalog.states import ENDED, SourceState
-from rehost.catalog.tables import JobRow, SourceRow
-from rehost.errors import RehostError, SourceNotFound
+from rehost.catalog.states import ENDED, UNDER_WAY, JobStatus, SourceState
+from rehost.catalog.tables import JobRow, RunRow, SourceRow
+from rehost.errors import JobInvalidStatus, RehostError, SourceNeedsForce, SourceNotFound, SourceStateInvalid
 from rehost.ids import new_id
 from rehost.source.connect import Connection, DiskConnection, PathConnection, SshConnection
 from rehost.source.inventory import Inventory
@@ -82,6 +83,67 @@ class Sources:
                 row.state = SourceState.AVAILABLE
             return source_records(session, [row])[0]
 
+    def change_source(
+        self,
+        id: str,
+        change: Mapping[str, Any],
+        connection: SshConnection | PathConnection | DiskConnection | None = None,
+        inventory: Inventory | None = None,
+    ) -> Source:
+        """Set what `change` has of name, description and tags; a new connection comes with what was discovered by it.
+
+        Raises SourceNotFound, SourceStateInvalid for a source that is being deleted, and JobInvalidStatus for a
+        connection that a run is using.
+        """
+        with self._database.write() as session:
+            row = source_row(session, id)
+            _check_not_deleting(row)
+            for name in ("name", "description", "tags"):
+                if name in change:
+                    setattr(row, name, change[name])
+            if connection is not None and inventory is not None:
+                _check_at_rest(session, id, "another connection of its source")
+                row.connection = connection.model_dump(mode="json")
+                row.inventory = inventory.model_dump(mode="json")
+                row.discovered_at = now()
+                row.state, row.status_info = SourceState.AVAILABLE, None
+            return source_records(session, [row])[0]
+
+    def check_connection_free(self, id: str) -> None:
+        """Raises what change_source would raise for another connection, before anybody connects."""
+        with self._database.read() as session:
+            _check_not_deleting(source_row(session, id))
+            _check_at_rest(session, id, "another connection of its source")
+
+    def begin_deleting_source(self, id: str, *, force: bool) -> list[str]:
+        """The source is on its way out and takes no new job; its jobs, which have to be deleted before it goes.
+
+        Raises SourceNotFound, JobInvalidStatus where a job runs or waits for its turn, and SourceNeedsForce for any
+        other unfinished job without `force`.
+        """
+        with self._database.write() as session:
+            row = source_row(session, id)
+            _check_at_rest(session, id, "the deletion of its source")
+            if not force and (job := unfinished_job(session, id)) is not None:
+                raise SourceNeedsForce(id=id, job_id=job.id)
+            row.state, row.status_info = SourceState.DELETING, None
+            return list(session.scalars(select(JobRow.id).where(JobRow.source_id == id).order_by(JobRow.created_at)))
+
+    def keep_source(self, id: str) -> None:
+        """Undo begin_deleting_source: one of the jobs could not be deleted."""
+        with self._database.write() as session:
+            row = source_row(session, id)
+            if row.state == SourceState.DELETING:
+                row.state = SourceState.AVAILABLE
+
+    def forget_deleted_sources(self) -> list[str]:
+        """The sources that are being deleted and have no job any more go; their ids. Snapshots go by retention."""
+        with self._database.write() as session:
+            held = exists().where(JobRow.source_id == SourceRow.id)
+            gone = list(session.scalars(select(SourceRow.id).where(SourceRow.state == SourceState.DELETING, ~held)))
+            session.execute(delete(SourceRow).where(SourceRow.id.in_(gone)))
+            return gone
+
     def source_unavailable(self, id: str, error: RehostError) -> Source:
         """The source did not answer; what was known of it is kept. Raises SourceNotFound."""
         with self._database.write() as session:
@@ -98,6 +160,22 @@ def source_row(session: Session, id: str) -> SourceRow:
     if row is None:
         raise SourceNotFound(id=id)
     return row
+
+
+def _check_not_deleting(row: SourceRow) -> None:
+    if row.state == SourceState.DELETING:
+        allowed = ", ".join(state for state in SourceState if state is not SourceState.DELETING)
+        raise SourceStateInvalid(id=row.id, state=row.state, allowed=allowed)
+
+
+def _check_at_rest(session: Session, source_id: str, action: str) -> None:
+    """A run of the source is neither under way nor waiting for its turn."""
+    job_id = session.scalars(
+        select(RunRow.job_id).where(RunRow.source_id == source_id, RunRow.status.in_(UNDER_WAY)).limit(1)
+    ).first()
+    if job_id is not None:
+        allowed = ", ".join(status for status in JobStatus if status is not JobStatus.RUNNING)
+        raise JobInvalidStatus(id=job_id, status=JobStatus.RUNNING, action=action, allowed=allowed)
 
 
 def unfinished_job(session: Session, source_id: str) -> JobRow | None:

@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 
 from rehost.catalog.states import ENDED, UNDER_WAY
 
-SCHEMA_VERSION = 2  # the number of the newest file in migrations/versions
+SCHEMA_VERSION = 3  # the number of the newest file in migrations/versions
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -173,7 +173,8 @@ class ImageRow(Base):
     job_id: Mapped[str | None] = mapped_column(index=True)
     run_id: Mapped[str | None] = mapped_column(index=True)
     snapshot_id: Mapped[str | None]
-    in_use: Mapped[bool] = mapped_column(default=False)
+    in_use: Mapped[bool] = mapped_column(default=False)  # a user keeps it, whatever the rules say
+    deleted_at: Mapped[datetime | None] = mapped_column(index=True)  # nobody is shown it; its files are going
     facts: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(index=True)
     __table_args__ = (

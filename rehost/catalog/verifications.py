@@ -172,7 +172,7 @@ def newest_run_with_images(session: Session, job_id: str) -> str | None:
     return session.scalars(
         select(RunRow.id)
         .join(ImageRow, ImageRow.run_id == RunRow.id)
-        .where(RunRow.job_id == job_id, RunRow.status == RunStatus.SUCCEEDED)
+        .where(RunRow.job_id == job_id, RunRow.status == RunStatus.SUCCEEDED, ImageRow.deleted_at.is_(None))
         .order_by(RunRow.created_at.desc())
         .limit(1)
     ).first()
@@ -181,7 +181,12 @@ def newest_run_with_images(session: Session, job_id: str) -> str | None:
 def _newest_images(session: Session, job_id: str) -> list[ImageRow]:
     """The images of that run: of each kind the newest, as a stage that was tried again may have left an earlier one."""
     run_id = newest_run_with_images(session, job_id)
-    rows = session.scalars(select(ImageRow).where(ImageRow.run_id == run_id).order_by(ImageRow.created_at.desc()))
+    rows = session.scalars(
+        select(ImageRow)
+        .where(ImageRow.run_id == run_id, ImageRow.deleted_at.is_(None))
+        .order_by(ImageRow.created_at.desc())
+        .with_for_update()  # none of them is deleted meanwhile
+    )
     newest: dict[str, ImageRow] = {}
     for row in rows:
         newest.setdefault(row.kind, row)
@@ -245,8 +250,8 @@ def _failure(row: VerificationRow, error: RehostError) -> VerificationReport:
 
 
 def _image(session: Session, id: str) -> ImageRow:
-    row = session.get(ImageRow, id)
-    if row is None:
+    row = session.get(ImageRow, id, with_for_update=True)
+    if row is None or row.deleted_at is not None:
         raise ImageNotFound(id=id)
     return row
 

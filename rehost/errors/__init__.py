@@ -32,6 +32,14 @@ from rehost.errors.base import (
     error_classes as error_classes,
     error_of as error_of,
 )
+from rehost.errors.deliveries import (
+    EvidenceNotFound as EvidenceNotFound,
+    ImageDiskNotFound as ImageDiskNotFound,
+    ImageFileNotFound as ImageFileNotFound,
+    ImageInUse as ImageInUse,
+    RangeNotSatisfiable as RangeNotSatisfiable,
+    SourceNeedsForce as SourceNeedsForce,
+)
 from rehost.errors.environment import (
     EnvironmentFault as EnvironmentFault,
     NeedsUnmet as NeedsUnmet,

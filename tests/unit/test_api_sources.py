@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from rehost.catalog.catalog import Catalog
 from tests.support.api import app, catalog, client, empty, job_body, orders, refused, settings, source_id, tree
 
 
@@ -65,3 +66,59 @@ def test_a_source_that_went_away_becomes_unavailable_and_comes_back(
 def test_a_wrong_source_is_refused_with_a_pointer(empty: TestClient, body: dict[str, Any], pointer: str) -> None:
     problem = refused(empty.post("/v1/sources", json=body), 422, "InvalidParameter")
     assert [fault["pointer"] for fault in problem["errors"]] == [pointer]
+
+
+def test_a_source_is_changed_in_what_the_body_names(client: TestClient, source_id: str) -> None:
+    before = client.get(f"/v1/sources/{source_id}").json()
+    changed = client.patch(f"/v1/sources/{source_id}", json={"name": "front", "tags": {"team": "web"}}).json()
+    assert changed == {**before, "name": "front", "tags": {"team": "web"}}
+    described = client.patch(f"/v1/sources/{source_id}", json={"description": "d" * 256}).json()
+    assert described == {**changed, "description": "d" * 256}
+    assert client.patch(f"/v1/sources/{source_id}", json={"description": None, "tags": {}}).json() == {
+        **changed,
+        "tags": {},
+    }
+    assert client.patch(f"/v1/sources/{source_id}", json={}).json()["name"] == "front"
+    refused(client.patch("/v1/sources/s-none", json={"name": "front"}), 404, "Source.NotFound")
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"name": None}, ""),
+        ({"name": "x"}, "/name"),
+        ({"name": "n" * 129}, "/name"),
+        ({"tags": None}, ""),
+        ({"connection": None}, ""),
+        ({"connection": {"kind": "ftp"}}, "/connection"),
+        ({"description": "d" * 257}, "/description"),
+        ({"state": "available"}, "/state"),
+    ],
+)
+def test_a_change_of_a_source_that_is_not_valid_is_refused(
+    client: TestClient, source_id: str, body: dict[str, Any], pointer: str
+) -> None:
+    told = refused(client.patch(f"/v1/sources/{source_id}", json=body), 422, "InvalidParameter")
+    assert [fault["pointer"] for fault in told["errors"]] == [pointer]
+
+
+def test_a_new_connection_of_a_source_is_discovered_first(
+    client: TestClient, catalog: Catalog, source_id: str, tree: Path, tmp_path: Path
+) -> None:
+    before = client.get(f"/v1/sources/{source_id}").json()
+    gone = client.patch(
+        f"/v1/sources/{source_id}", json={"name": "n2", "connection": {"kind": "path", "root": str(tmp_path / "none")}}
+    )
+    assert gone.json()["code"].startswith("Source.")
+    assert client.get(f"/v1/sources/{source_id}").json() == before, "nothing changes"
+    moved = tree.rename(tmp_path / "moved")
+    (moved / "etc/hostname").write_text("web2\n")
+    client.post(f"/v1/sources/{source_id}/discover")
+    body = {"connection": {"kind": "path", "root": str(moved)}}
+    changed = client.patch(f"/v1/sources/{source_id}", json=body).json()
+    assert (changed["state"], changed["status_info"]) == ("available", None)
+    assert (changed["connection"]["root"], changed["inventory"]["hostname"]) == (str(moved), "web2")
+    job = client.post("/v1/jobs", json=job_body(source_id, targets={"image": {}})).json()
+    assert job["status"] == "Running", job
+    refused(client.patch(f"/v1/sources/{source_id}", json=body), 409, "Job.InvalidStatus")
+    assert client.patch(f"/v1/sources/{source_id}", json={"name": "other"}).json()["name"] == "other"

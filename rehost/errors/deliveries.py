@@ -1,0 +1,47 @@
+"""Requests for what was made, its files and its end."""
+
+from __future__ import annotations
+
+from rehost.errors.requests import Conflict, NotFound, RequestError, SourceHasUnfinishedJob
+
+
+class ImageDiskNotFound(NotFound):
+    """Image {id} has no such file: {reason}."""
+
+    code = "Disk.NotFound"
+    remedy = "`disks` of a disk image names each index with its formats; a container image has one archive instead."
+
+
+class ImageFileNotFound(NotFound):
+    """A file of image {id} is not at {path} on the machine of the API."""
+
+    code = "ImageFile.NotFound"
+    remedy = "Ask the API on the machine that has the region's folder; if it was removed by hand, delete the image."
+
+
+class EvidenceNotFound(NotFound):
+    """Verification {id} has no {kind} to show: {reason}."""
+
+    code = "Evidence.NotFound"
+    remedy = "Evidence goes with its image; verify the newest image again for new one."
+
+
+class RangeNotSatisfiable(RequestError):
+    """The file has {size} bytes, and the range {range} begins behind its end."""
+
+    code = "Range.NotSatisfiable"
+    remedy = "Ask for bytes that the file has; a download that goes on there is complete already."
+    http_status = 416
+
+
+class ImageInUse(Conflict):
+    """Image {id} is in use: {reason}."""
+
+    code = "ImageInUse"
+    remedy = "Wait until what uses it has ended, or set its `in_use` to false; then delete it."
+
+
+class SourceNeedsForce(SourceHasUnfinishedJob):
+    """Source {id} has the unfinished job {job_id}, which would be deleted with it."""
+
+    remedy = "Finish or delete that job first, or delete the source with `?force=true`."
