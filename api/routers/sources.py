@@ -45,7 +45,7 @@ def change_source(id: str, change: SourceChange, catalog: TheCatalog) -> Source:
     if change.connection is None:
         return catalog.change_source(id, named)
     catalog.check_connection_free(id)
-    return catalog.change_source(id, named, change.connection, _discover(change.connection))
+    return catalog.change_source(id, named, change.connection, registration.discover(change.connection))
 
 
 @router.post("/{id}/discover", responses=responses(404, 409))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -109,7 +109,15 @@ def converge(
     if written is None:
         allow({}, sum(report.used_bytes for report in reports[-1].areas))
     try:
-        with freeze() as frozen:
+        with ExitStack() as stack:
+            frozen = stack.enter_context(freeze())
+
+            def thaw() -> None:
+                """Let the source go on as soon as it was read: the store takes what came without it."""
+                if frozen.ended():
+                    raise NotConverging(device=shown, reason="the freeze ended before the last pass did")
+                stack.close()
+
             copy = transfer_blocks(
                 session,
                 store,
@@ -119,11 +127,9 @@ def converge(
                 state=lambda area: "still" if area.mount_point is not None else "off",
                 only=_only(areas, written() if written is not None else None),
                 allow=allow,
+                all_read=thaw,
                 progress=_after(progress),
             )
-            if frozen.ended():
-                reason = f"the freeze ended before the last pass of {copy.report.bytes_read >> 20} MiB did"
-                raise NotConverging(device=shown, reason=reason)
     except SnapshotFreezeLost as error:
         reason = f"the freeze ended after {error.facts.get('seconds')} s, before the last pass did"
         raise NotConverging(device=shown, reason=reason) from error

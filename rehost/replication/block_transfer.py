@@ -105,14 +105,16 @@ def transfer_blocks(
     state: Callable[[Area], DeviceState],
     only: Mapping[Area, Runs | None] = EVERYTHING,
     allow: Callable[[Mapping[Area, UsedBlocks], int], None] | None = None,
+    all_read: Callable[[], None] | None = None,
     progress: Progress,
 ) -> BlockCopy:
     """Copy the blocks in use of these areas, and write the index of them all to `target`.
 
     An area that `only` has runs for has these read, and blocks in use that the parent knows nothing of; the others are
     as the parent has them. `allow` is told of the maps and of the bytes that will be read before anything is, and may
-    raise. Whatever ends it, chunks that arrived are durable and are not sent again. Memory is bounded, whatever the
-    size. Raises what the session and the store raise.
+    raise; `all_read` is called when the source is not needed any more, and may raise too. Whatever ends it, chunks that
+    arrived are durable and are not sent again. Memory is bounded, whatever the size. Raises what the session and the
+    store raise.
     """
     began = time.monotonic()
     maps = {area: session.used_blocks(area, state(area)) for area in areas}
@@ -133,6 +135,8 @@ def transfer_blocks(
                 progress(done, total, "reading blocks")
             regions.append(plan.region())
             reports.append(plan.report())
+        if all_read is not None:
+            all_read()
         delivery.settle()
     finished = time.monotonic()
     report = BlockReport(

@@ -153,7 +153,14 @@ class Store:
         return found
 
     def _refresh(self) -> None:
-        """Learn of the packs that were sealed since, by this process or another."""
+        """Learn of the packs that were sealed since, by this process or another. Raises StoreIOFailed."""
+        try:
+            self._look()
+        except OSError as error:
+            self._refreshed = 0.0  # who asks next looks again
+            raise storage_error(error, self._backend.shown) from error
+
+    def _look(self) -> None:
         with self._lock:
             self._refreshed = time.monotonic()
             # Indexes first: a pack that is listed here and sealed in between has its pack in the second list.
@@ -163,7 +170,14 @@ class Store:
             new = sorted((indexes.keys() & packs.keys()) - self._numbers.keys() - set(self._condemned))
             if new:
                 tables = ((pack, self._load_index(pack, packs[pack])) for pack in new)
-                self._chunks.add_indexes((self._number(pack), table) for pack, table in tables if table is not None)
+                numbered = len(self._pack_ids)
+                try:
+                    self._chunks.add_indexes((self._number(pack), table) for pack, table in tables if table is not None)
+                except OSError:
+                    # None of them was taken in: they are as unknown as before, and are read at the next look.
+                    for pack in self._pack_ids[numbered:]:
+                        self._numbers.pop(pack, None)
+                    raise
                 pa.default_memory_pool().release_unused()
             if gone:
                 self._forget(gone)

@@ -28,7 +28,7 @@ from rehost.replication.manifest import Chunk, Entry, table_of
 from rehost.replication.store import Store
 from tests.support import object_store
 from tests.support.store_writer import chunk, name
-from tests.unit.test_store import REGIONS, blocks_file, packed, snapshot
+from tests.support.stores import REGIONS, blocks_file, packed, snapshot
 
 ROOT = Path(__file__).parents[2]
 _prefixes = (f"suite/{number}" for number in itertools.count())

@@ -23,6 +23,7 @@ from rehost.replication.block_index import BlockIndex, BlockIndexWriter, Cursor,
 from rehost.replication.block_transfer import EVERYTHING, BlockCopy, Runs, parent_index, transfer_blocks
 from rehost.replication.block_zeros import KEY, packed, unpacked
 from rehost.replication.bundles import Bundle
+from rehost.replication.contents import Delivery
 from rehost.replication.manifest import BLOCKS_SCHEMA
 from rehost.replication.snapshot_tables import check_blocks, write_blocks
 from rehost.replication.snapshots import Snapshot
@@ -360,7 +361,9 @@ class Held:
         return self.early
 
 
-def test_passes_converge_and_the_last_one_is_made_while_it_is_still(disk: Path, store: Store, tmp_path: Path) -> None:
+def test_passes_converge_and_the_last_one_is_made_while_it_is_still(
+    disk: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     area = area_of(disk, mount_point="/")
     todo: list[list[int]] = []  # what is written before each pass asks
     frozen = threading.Event()
@@ -381,10 +384,18 @@ def test_passes_converge_and_the_last_one_is_made_while_it_is_still(disk: Path, 
         yield Held()
         frozen.clear()
 
+    settle, settled = Delivery.settle, []
+
+    def settling(delivery: Delivery) -> None:
+        settled.append(frozen.is_set())
+        settle(delivery)
+
+    monkeypatch.setattr(Delivery, "settle", settling)
     todo += [[3], [5, 9]]
     with opened("agent") as session:
         done = converge(session, store, [area], tmp_path, parent=None, freeze=freeze, written=written, progress=silent)
         assert asked == [False, True]
+        assert settled == [False, False], "the source waited for the store"
         assert assemble(done.copy.index, 0, store, tmp_path / "out").read_bytes() == disk.read_bytes()
         assert done.passes[-1].bytes_changed == 2 * BLOCK_BYTES
         # What was written since the first pass was decided is read by it, though `only` does not name it.

@@ -20,8 +20,8 @@ from rehost.source.connect import PathConnection
 from rehost.source.inventory import Inventory
 from tasks import store_care
 from tasks.store_care import tidy_store
+from tests.support.stores import snapshot
 from tests.unit.test_catalog_runs import complete, make_job, put_into, started
-from tests.unit.test_store import snapshot
 from tests.unit.test_store_care import chunks, save
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import resource
@@ -12,59 +13,30 @@ import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import zstandard
 from hypothesis import given, settings, strategies as st
 
 from rehost.errors import (
-    ManifestInvalid,
-    SnapshotNotFound,
     StoreChunkCorrupt,
     StoreChunkMissing,
     StoreIOFailed,
     StoreNoSpace,
     StoreUnreadable,
 )
-from rehost.ids import new_id
-from rehost.replication import chunk_map, packs, snapshot_tables, store as store_module
+from rehost.replication import chunk_map, packs, store as store_module
 from rehost.replication.backends import local
 from rehost.replication.bundles import RAW, ZLIB, ZSTD, BadBundle, Bundle, unpack
 from rehost.replication.compression import compress
-from rehost.replication.manifest import BLOCKS_SCHEMA, Chunk, Entry, table_of
-from rehost.replication.snapshots import Region, Snapshot
+from rehost.replication.pack_index import read_index
 from rehost.replication.store import Store
-from rehost.source.inventory import Inventory
 from tests.support.store_writer import chunk, name
+from tests.support.stores import only, packed, put
 
 ROOT = Path(__file__).parents[2]
-
-
-def put(store: Store, *contents: bytes) -> list[bytes]:
-    names = [name(content) for content in contents]
-    for key, content in zip(names, contents, strict=True):
-        store.put(key, content)
-    return names
-
-
-def only(path: Path, pattern: str) -> Path:
-    (found,) = path.glob(pattern)
-    return found
-
-
-def snapshot(**fields: object) -> Snapshot:
-    values: dict[str, object] = {
-        "id": new_id("n"),
-        "source_id": new_id("s"),
-        "created_at": datetime(2026, 1, 2, tzinfo=UTC),
-        "inventory": Inventory(hostname="h", os_id="debian", architecture="x86_64"),
-        "volumes": (),
-    }
-    return Snapshot.model_validate({**values, **fields})
 
 
 @pytest.mark.parametrize("level", [0, 1, 9])
@@ -455,11 +427,6 @@ def test_of_a_bundle_that_is_mostly_known_only_the_rest_is_stored(tmp_path: Path
     assert [record.chunks for record in packs_of(only(tmp_path, "packs/*.pack"))] == [90, 11]
 
 
-def packed(contents: list[bytes]) -> Bundle:
-    bundle = Bundle.of(contents)
-    return Bundle(bundle.names, bundle.lengths, ZSTD, zstandard.ZstdCompressor().compress(bundle.payload))
-
-
 BAD = {
     "no chunk": lambda b: Bundle((), (), RAW, b""),
     "a name of another length": lambda b: Bundle((b"short", b.names[1]), b.lengths, b.codec, b.payload),
@@ -524,124 +491,24 @@ def test_random_readers_of_bundles_unpack_each_once_while_it_is_at_hand(
 # --- snapshots
 
 
-def files_of(*chunks: bytes) -> list[Entry]:
-    content = [Chunk(0, len(data), name(data)) for data in chunks]
-    return [
-        Entry(b"", 0o040755),
-        *(Entry(b"f%d" % n, 0o100644, size=c.length, chunks=(c,)) for n, c in enumerate(content)),
-    ]
-
-
-def test_a_snapshot_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
-    table = table_of(files_of(b"a", b"b"))
-    older, newer = snapshot(), snapshot(created_at=datetime(2026, 1, 3, tzinfo=UTC), exclude=("/var/tmp",))
-    with Store.open(tmp_path) as store:
-        put(store, b"a", b"b")
-        store.save_snapshot(newer, table)
-        store.save_snapshot(older, table)
-        with pytest.raises(StoreIOFailed):
-            store.save_snapshot(older, table)
-    with Store.open(tmp_path) as store:
-        assert store.snapshots() == [older, newer]
-        assert store.snapshot(newer.id) == newer
-        assert store.files(newer.id).equals(table)
-        store.delete_snapshot(older.id)
-        assert store.snapshots() == [newer]
-        for gone in (store.snapshot, store.files, store.delete_snapshot):
-            with pytest.raises(SnapshotNotFound):
-                gone(older.id)
-    assert sorted(p.name for p in (tmp_path / "snapshots").iterdir()) == [newer.id]
-
-
-def test_a_snapshot_saved_from_a_parquet_file_is_the_same(tmp_path: Path) -> None:
-    table = table_of(files_of(b"a"))
-    pq.write_table(table, tmp_path / "scan.parquet")
-    with Store.open(tmp_path / "store") as store:
-        put(store, b"a")
-        saved = snapshot()
-        store.save_snapshot(saved, tmp_path / "scan.parquet")
-        assert store.files(saved.id).equals(table)
-
-
-def test_a_snapshot_never_names_a_chunk_that_the_store_lacks(tmp_path: Path) -> None:
-    with Store.open(tmp_path) as store:
-        put(store, b"a")
-        with pytest.raises(StoreChunkMissing):
-            store.save_snapshot(snapshot(), table_of(files_of(b"a", b"never put")))
-        assert store.snapshots() == []
-
-
-def test_a_manifest_that_breaks_a_rule_is_not_saved(tmp_path: Path) -> None:
-    with Store.open(tmp_path) as store:
-        with pytest.raises(ManifestInvalid):
-            store.save_snapshot(snapshot(), table_of([Entry(b"", 0o040755), Entry(b"../up", 0o100644)]))
-        assert list((tmp_path / "snapshots").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "id", ["../../etc", "n-", "", ".", "n-" + "a" * 19 + "/", "n-" + "A" * 20, "n-" + "a" * 20 + "\n"]
-)
-def test_an_id_is_never_a_path(tmp_path: Path, id: str) -> None:
-    with Store.open(tmp_path) as store:
-        for use in (store.snapshot, store.files, store.delete_snapshot):
-            with pytest.raises(SnapshotNotFound):
-                use(id)
-
-
-def test_a_snapshot_half_written_by_a_dead_process_is_cleaned_away(tmp_path: Path) -> None:
-    Store.open(tmp_path).close()
-    (tmp_path / "snapshots" / ".n-half").mkdir()
-    (tmp_path / "snapshots" / ".n-half" / "files.parquet").write_bytes(b"x")
-    with Store.open(tmp_path) as store:
-        assert store.snapshots() == []
-    assert list((tmp_path / "snapshots").iterdir()) == []
-
-
-# --- blocks
-
-
-def blocks_file(path: Path, *rows: tuple[int, int, bytes]) -> Path:
-    columns = [[row[0] for row in rows], [row[1] for row in rows], [bytes(16)] * len(rows), [row[2] for row in rows]]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, BLOCKS_SCHEMA, strict=True)]
-    pq.write_table(pa.Table.from_arrays(arrays, schema=BLOCKS_SCHEMA), path)
-    return path
-
-
-REGIONS = (
-    Region(disk=0, start=0, size_bytes=65_536 * 3 + 1, used_by="nonzero", used_bytes=0),
-    Region(disk=0, start=1 << 20, size_bytes=65_536, used_by="ext4", used_bytes=0),
-)
-
-
-def test_a_snapshot_of_blocks_is_read_back_from_its_file(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "store") as store:
-        (a, b) = put(store, b"a", b"b")
-        saved = snapshot(regions=REGIONS)
-        blocks = blocks_file(tmp_path / "blocks", (0, 0, a), (0, 3, b), (1, 0, a))
-        store.save_snapshot(saved, None, blocks)
-        assert pq.read_table(store.table_path(saved.id, "blocks")).equals(pq.read_table(blocks))
-        for without in (lambda: store.files(saved.id), lambda: store.table_path(saved.id, "files")):
-            with pytest.raises(SnapshotNotFound):
-                without()
-        assert store.snapshot(saved.id) == saved
-
-
-@pytest.mark.parametrize(
-    "rows", [[(2, 0)], [(0, 4)], [(1, 1)], [(0, 1), (0, 0)], [(0, 1), (0, 1)], [(1, 0), (0, 0)]], ids=str
-)
-def test_blocks_that_break_a_rule_are_not_saved(
-    tmp_path: Path, rows: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+def test_packs_whose_indexes_could_not_be_read_are_learnt_of_at_the_next_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Store.open(tmp_path / "store") as store:
-        (a,) = put(store, b"a")
-        blocks = blocks_file(tmp_path / "blocks", *((region, block, a) for region, block in rows))
-        for rows_at_once in (1, 65_536):
-            monkeypatch.setattr(snapshot_tables, "_ROWS_A_GROUP", rows_at_once)
-            with pytest.raises(ManifestInvalid):
-                store.save_snapshot(snapshot(regions=REGIONS), None, blocks)
-        missing = blocks_file(tmp_path / "blocks", (0, 0, a), (0, 1, name(b"never put")))
-        with pytest.raises(StoreChunkMissing):
-            store.save_snapshot(snapshot(regions=REGIONS), None, missing)
-        with pytest.raises(StoreUnreadable):
-            store.save_snapshot(snapshot(regions=REGIONS), missing)
-        assert store.snapshots() == []
+    with Store.open(tmp_path / "store") as reader:
+        for number in range(3):
+            with Store.open(tmp_path / "store") as writer:
+                put(writer, chunk(1, number))
+        names = [name(chunk(1, number)) for number in range(3)]
+        read, calls = read_index, iter([True, False])
+
+        def broken(data: bytes, size: int) -> pa.Table:
+            if not next(calls):
+                raise OSError(errno.EIO, "Input/output error")
+            return read(data, size)
+
+        monkeypatch.setattr("rehost.replication.store.read_index", broken)
+        monkeypatch.setattr(store_module, "_REFRESH_SECONDS", 0.0)
+        with pytest.raises(StoreIOFailed):
+            reader.has(names)
+        monkeypatch.undo()
+        assert reader.has(names) == [True] * 3

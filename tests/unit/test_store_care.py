@@ -20,7 +20,7 @@ from rehost.replication.snapshots import Snapshot
 from rehost.replication.store import Store
 from rehost.settings import settings
 from tests.support.store_writer import name
-from tests.unit.test_store import only, put, snapshot
+from tests.support.stores import only, put, snapshot
 
 
 def chunks(seed: int, count: int, size: int = 50_000) -> list[bytes]:
