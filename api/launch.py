@@ -7,10 +7,11 @@ at once one reaches Prefect, and a job never shows a run that nobody was asked f
 from __future__ import annotations
 
 import contextlib
+from datetime import datetime
 
 from api.dependencies import Orchestration, await_here
 from rehost.catalog.catalog import Catalog
-from rehost.catalog.job import ExecuteAt, ExecuteNow, JobSpec
+from rehost.catalog.job import ExecuteAt, ExecuteNow, Incremental, JobSpec
 from rehost.catalog.records import Job
 from rehost.catalog.states import RunKind
 from rehost.errors import OrchestrationAway
@@ -26,20 +27,24 @@ def create_job(catalog: Catalog, orchestration: Orchestration, spec: JobSpec) ->
         if isinstance(spec.execution, ExecuteNow):
             return start_job(catalog, orchestration, job.id)
         if isinstance(spec.execution, ExecuteAt):
-            flow_run_id = await_here(
-                orchestration.start_run,
-                job.id,
-                job_name=job.name,
-                source_name=catalog.source(job.source_id).name,
-                kind="manual",
-                at=spec.execution.start_at,
-            )
-            catalog.timed(job.id, flow_run_id)
+            catalog.timed(job.id, start_later(catalog, orchestration, job, spec.execution.start_at))
             _schedule(catalog, orchestration, job)
     except BaseException:
         _take_back(catalog, orchestration, job.id)
         raise
     return catalog.job(job.id)
+
+
+def start_later(catalog: Catalog, orchestration: Orchestration, job: Job, at: datetime) -> str:
+    """Ask for the job's first run at that time; the id of its flow run. Raises OrchestrationAway."""
+    return await_here(
+        orchestration.start_run,
+        job.id,
+        job_name=job.name,
+        source_name=catalog.source(job.source_id).name,
+        kind="manual",
+        at=at,
+    )
 
 
 def start_job(catalog: Catalog, orchestration: Orchestration, job_id: str) -> Job:
@@ -89,16 +94,23 @@ def stop_job(catalog: Catalog, orchestration: Orchestration, job_id: str) -> Job
 
 
 def _schedule(catalog: Catalog, orchestration: Orchestration, job: Job) -> None:
-    if job.incremental is None or catalog.is_scheduled(job.id):
-        return
+    if job.incremental is not None and not catalog.is_scheduled(job.id):
+        schedule(catalog, orchestration, job, job.incremental)
+
+
+def schedule(catalog: Catalog, orchestration: Orchestration, job: Job, rule: Incremental) -> None:
+    """Give the job its schedule in Prefect, in place of the one that it may have; intervals count from now on.
+
+    Raises OrchestrationAway.
+    """
     await_here(
         orchestration.schedule_job,
         job.id,
         job_name=job.name,
         source_name=catalog.source(job.source_id).name,
-        interval_hours=job.incremental.interval_hours,
-        cron=job.incremental.cron,
-        timezone=job.incremental.timezone,
+        interval_hours=rule.interval_hours,
+        cron=rule.cron,
+        timezone=rule.timezone,
     )
     catalog.scheduled(job.id)
 

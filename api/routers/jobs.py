@@ -7,13 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query
 from starlette.responses import JSONResponse, Response
 
-from api import launch, look
+from api import change, launch, look
 from api.dependencies import TheCatalog, TheMoment, TheOrchestration, ThePlace, TheSettings
 from api.models import ImageAnswer, image_answer
 from api.once import TheOnce
 from api.problems import responses
+from rehost.catalog.changes import JobPatch
 from rehost.catalog.faults import Fault, raise_faults
-from rehost.catalog.job import JobChange
 from rehost.catalog.plan import Plan
 from rehost.catalog.records import Job, Page, Run, VerificationRecord
 from rehost.catalog.request import JobRequest, judge
@@ -30,6 +30,10 @@ _EXAMPLE = {
         "container_image": {"namespace": "shop", "repository": "web1"},
     },
 }
+_CHANGES = [
+    {"description": "The shop", "tags": {"team": "web", "old": None}},
+    {"incremental": {"interval_hours": 12}, "replication": {"bandwidth_limit_kbps": 2000}},
+]
 
 
 @router.post(
@@ -105,10 +109,21 @@ def show_job(id: str, catalog: TheCatalog) -> Job:
     return catalog.job(id)
 
 
-@router.patch("/{id}", responses=responses(404, 409, 422))
-def change_job(id: str, change: JobChange, catalog: TheCatalog) -> Job:
-    """Set another bandwidth limit or calendar. A transfer that is under way follows within seconds."""
-    return catalog.change_job(id, change)
+@router.patch("/{id}", responses=responses(404, 409, 422, 503))
+def change_job(
+    id: str,
+    patch: Annotated[JobPatch, Body(examples=_CHANGES)],
+    catalog: TheCatalog,
+    orchestration: TheOrchestration,
+    moment: TheMoment,
+) -> Job:
+    """Change what the body names (RFC 7386: null puts a default back); nothing where anything of it is refused.
+
+    Name and description can change at any time, the end and the bandwidth until the job has ended, `incremental` before
+    the first run and in Waiting, everything else before the first run. A transfer that is under way follows another
+    bandwidth within seconds.
+    """
+    return change.change_job(catalog, orchestration, id, patch, moment)
 
 
 @router.post("/{id}/start", responses=responses(404, 409, 503))

@@ -98,16 +98,6 @@ class Bandwidth(BaseModel):
     bandwidth_timezone: Zone = Field("UTC", description="of the calendar's clock")
 
 
-class BandwidthChange(BaseModel):
-    """What is to be another limit from now on; what is not given stays."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bandwidth_limit_kbps: Kbps = 0
-    bandwidth_calendar: Calendar = ()
-    bandwidth_timezone: Zone = "UTC"
-
-
 def limit_at(bandwidth: Bandwidth, moment: datetime) -> int:
     """The limit that counts at an aware moment, in KB/s; 0: none."""
     local = moment.astimezone(ZoneInfo(bandwidth.bandwidth_timezone))

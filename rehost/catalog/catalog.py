@@ -12,7 +12,7 @@ from rehost.catalog.endings import Endings
 from rehost.catalog.idempotency import IdempotencyKeys
 from rehost.catalog.image_care import ImageCare
 from rehost.catalog.images import Images
-from rehost.catalog.jobs import Jobs
+from rehost.catalog.job_changes import JobChanges
 from rehost.catalog.overview import Overview
 from rehost.catalog.retention import Retention
 from rehost.catalog.run_figures import RunFigures
@@ -24,7 +24,17 @@ from rehost.settings import Settings
 
 
 class Catalog(
-    Overview, Sources, Jobs, Runs, RunFigures, Endings, Retention, Images, ImageCare, Verifications, IdempotencyKeys
+    Overview,
+    Sources,
+    JobChanges,
+    Runs,
+    RunFigures,
+    Endings,
+    Retention,
+    Images,
+    ImageCare,
+    Verifications,
+    IdempotencyKeys,
 ):
     """Safe to use from several threads and processes at once. Every method is one transaction.
 

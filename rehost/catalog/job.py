@@ -12,7 +12,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from rehost.catalog import cron
-from rehost.catalog.bandwidth import Bandwidth, BandwidthChange, Zone
+from rehost.catalog.bandwidth import Bandwidth, Zone
 from rehost.catalog.names import OCI_NAME, OCI_TAG, Description, Name, Tags, check_no_nul
 
 Integer = Annotated[int, Field(strict=True)]  # "5" and true are no numbers
@@ -297,9 +297,3 @@ class JobSpec(SpecRecord):
     hooks: HookCommands = HookCommands()
     tags: Tags = Field(default_factory=dict)
     valid_until: Moment | None = Field(None, description="7 to 90 days ahead; default 30 days")
-
-
-class JobChange(SpecRecord):
-    """What may be changed of a job at any time before its end."""
-
-    replication: BandwidthChange

@@ -14,7 +14,7 @@ from rehost.catalog import cron
 from rehost.catalog.bandwidth import limit_at
 from rehost.catalog.database import Database, now
 from rehost.catalog.faults import Fault, fault_of, raise_faults
-from rehost.catalog.job import ExecuteAt, Incremental, JobChange, JobSpec
+from rehost.catalog.job import ExecuteAt, Incremental, JobSpec
 from rehost.catalog.names import name_from
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.records import Job, Page, VerificationSummary
@@ -29,7 +29,6 @@ from rehost.catalog.states import (
     RunKind,
     SourceState,
     VerificationStatus,
-    invalid_status,
     startable,
 )
 from rehost.catalog.tables import ImageRow, JobRow, JobTagRow, RunRow, SourceRow, VerificationRow
@@ -89,19 +88,14 @@ class Jobs:
 
     def _new_row(self, session: Session, spec: JobSpec) -> JobRow:
         moment = now()
-        hostname = str(source_row(session, spec.source_id).inventory.get("hostname", ""))
-        name = spec.name or f"{name_from(hostname)}-{secrets.token_hex(4)}"
-        image_name = (spec.targets.image.name if spec.targets.image else None) or name
-        spec = spec.model_copy(
-            update={"name": name, "valid_until": spec.valid_until or moment + timedelta(days=VALID_DAYS)}
-        )
-        assert spec.valid_until is not None
+        spec = filled(spec, str(source_row(session, spec.source_id).inventory.get("hostname", "")), moment)
+        assert spec.name is not None and spec.valid_until is not None
         return JobRow(
             id=new_id("j"),
             source_id=spec.source_id,
             region_id=spec.region_id,
-            name=name,
-            image_name=image_name,
+            name=spec.name,
+            image_name=image_name_of(spec),
             spec=spec.model_dump(mode="json"),
             status=JobStatus.READY,
             progress=0,
@@ -109,23 +103,6 @@ class Jobs:
             created_at=moment,
             valid_until=spec.valid_until,
         )
-
-    def change_job(self, id: str, change: JobChange) -> Job:
-        """Set what the change names; a transfer that is under way follows within seconds.
-
-        Raises JobNotFound, JobInvalidStatus.
-        """
-        with self._database.write() as session:
-            row = job_row(session, id)
-            status = JobStatus(row.status)
-            if status in ENDED:
-                raise invalid_status(id, status, "a change", [one for one in JobStatus if one not in ENDED])
-            spec = JobSpec.model_validate(row.spec)
-            replication = spec.replication.model_copy(
-                update={name: getattr(change.replication, name) for name in change.replication.model_fields_set}
-            )
-            row.spec = spec.model_copy(update={"replication": replication}).model_dump(mode="json")
-            return self.job_records(session, [row])[0]
 
     def bandwidth_limit(self, id: str, moment: datetime) -> int:
         """The limit in KB/s that counts for a transfer of the job at that moment; 0: none. Raises JobNotFound."""
@@ -292,6 +269,19 @@ class Jobs:
 
     def _prefect_url(self, flow_run_id: str | None) -> str | None:
         return f"{self._settings.prefect_ui_url}/runs/flow-run/{flow_run_id}" if flow_run_id else None
+
+
+def filled(spec: JobSpec, hostname: str, moment: datetime) -> JobSpec:
+    """The job with a name and an end, where it was asked for without."""
+    name = spec.name or f"{name_from(hostname)}-{secrets.token_hex(4)}"
+    return spec.model_copy(
+        update={"name": name, "valid_until": spec.valid_until or moment + timedelta(days=VALID_DAYS)}
+    )
+
+
+def image_name_of(spec: JobSpec) -> str:
+    """What the disk images of a job are called, unless that name is taken."""
+    return (spec.targets.image.name if spec.targets.image else None) or spec.name or ""
 
 
 def conflicts(

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from rehost.catalog.bandwidth import Bandwidth, limit_at, next_change
 from rehost.catalog.catalog import Catalog
-from rehost.catalog.job import JobChange, JobSpec
+from rehost.catalog.database import now
+from rehost.catalog.job import JobSpec
+from rehost.catalog.records import Job
 from rehost.catalog.states import ENDED, JobStatus, RunKind
 from rehost.catalog.tables import JobRow
 from rehost.cli.bandwidth import _window
@@ -154,20 +156,20 @@ def _job(catalog: Catalog, tree: Path, **replication: Any) -> str:
     return catalog.create_job(JobSpec.model_validate(spec)).id
 
 
-def _change(**replication: Any) -> JobChange:
-    return JobChange.model_validate({"replication": replication})
+def _change(catalog: Catalog, id: str, **replication: Any) -> Job:
+    return catalog.change_job(id, {"replication": replication}, now()).after
 
 
 def test_a_change_sets_what_it_names_and_leaves_the_rest(tmp_path: Path) -> None:
     with Catalog.open(Settings(home=tmp_path)) as catalog:
         id = _job(catalog, tmp_path, bandwidth_limit_kbps=5, compress_level=3, bandwidth_timezone="Europe/Berlin")
-        job = catalog.change_job(id, _change(bandwidth_calendar=[OFFICE]))
+        job = _change(catalog, id, bandwidth_calendar=[OFFICE])
         assert job == catalog.job(id)
         assert (job.replication.bandwidth_limit_kbps, job.replication.compress_level) == (5, 3)
         assert job.replication.bandwidth_timezone == "Europe/Berlin"
         assert catalog.bandwidth_limit(id, _at(0, 6)) == 2000  # 08:00 in Berlin
         assert job.model_dump(mode="json")["replication"]["bandwidth_calendar"] == [OFFICE]
-        catalog.change_job(id, _change(bandwidth_calendar=[], bandwidth_limit_kbps=9))
+        _change(catalog, id, bandwidth_calendar=[], bandwidth_limit_kbps=9)
         assert catalog.bandwidth_limit(id, _at(0, 6)) == 9
 
 
@@ -179,9 +181,9 @@ def test_a_job_that_has_not_ended_can_be_changed(tmp_path: Path, status: JobStat
             session.get_one(JobRow, id).status = status
         if status in ENDED:
             with pytest.raises(JobInvalidStatus):
-                catalog.change_job(id, _change(bandwidth_limit_kbps=1))
+                _change(catalog, id, bandwidth_limit_kbps=1)
         else:
-            assert catalog.change_job(id, _change(bandwidth_limit_kbps=1)).replication.bandwidth_limit_kbps == 1
+            assert _change(catalog, id, bandwidth_limit_kbps=1).replication.bandwidth_limit_kbps == 1
 
 
 def test_a_transfer_under_way_follows_a_change(home: Path, tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_a_transfer_under_way_follows_a_change(home: Path, tmp_path: Path) -> No
             while not arrived or arrived[-1] < 600_000:
                 time.sleep(0.01)
             before.append(arrived[-1])
-            catalog.change_job(id, _change(bandwidth_limit_kbps=0))
+            _change(catalog, id, bandwidth_limit_kbps=0)
 
         with source_session(this) as session:
             watcher = threading.Thread(target=free, daemon=True)
