@@ -20,13 +20,15 @@ from api.security import authenticate
 from rehost.catalog.catalog import Catalog
 from rehost.settings import Settings
 
+_CATALOG_PATIENCE_SECONDS = 5.0  # a client waits; then it is told to come again
+
 
 def create_app(settings: Settings) -> FastAPI:
     """The application; the catalog is opened when it starts and closed when it stops."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with Catalog.open(settings) as catalog:
+        with Catalog.open(settings, patience=_CATALOG_PATIENCE_SECONDS) as catalog:
             app.state.catalog = catalog
             app.state.hub = Hub(catalog)
             try:

@@ -28,6 +28,7 @@ from tasks.reporting import StageProgress, telling
 _LEDGER = "images"
 _WIRE = "bytes-on-wire"
 _NOTES = "notes"
+_CATALOG_PATIENCE_SECONDS = 60.0  # a run of hours outlives a restart of the database
 _OWNER = "owner"  # the process that does the run
 
 
@@ -120,8 +121,8 @@ def bytes_on_wire(this: Pass) -> int:
 
 @contextmanager
 def catalog() -> Iterator[Catalog]:
-    """The catalog of this process's settings, for the length of a block."""
-    with Catalog.open(settings()) as opened:
+    """The catalog of this process's settings, for the length of a block; an outage of its database is sat out."""
+    with Catalog.open(settings(), patience=_CATALOG_PATIENCE_SECONDS) as opened:
         yield opened
 
 

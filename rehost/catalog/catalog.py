@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import select
 
@@ -22,7 +25,27 @@ from rehost.catalog.tables import SchemaRow
 from rehost.catalog.verifications import Verifications
 from rehost.settings import Settings
 
+Result = TypeVar("Result")
 
+
+def _patient(method: Callable[..., Result]) -> Callable[..., Result]:
+    @functools.wraps(method)
+    def patient(self: Catalog, *arguments: Any, **named: Any) -> Result:
+        return self._database.patiently(lambda: method(self, *arguments, **named))
+
+    return patient
+
+
+def _each_is_one_transaction(whole: type[Catalog]) -> type[Catalog]:
+    """Every method of the parts is tried again, as a whole, while the database does not answer."""
+    parts = whole.__mro__[1:-1]
+    for name in {name for part in parts for name, found in vars(part).items() if inspect.isfunction(found)}:
+        if not name.startswith("_"):
+            setattr(whole, name, _patient(getattr(whole, name)))
+    return whole
+
+
+@_each_is_one_transaction
 class Catalog(
     Overview,
     Sources,
@@ -38,7 +61,7 @@ class Catalog(
 ):
     """Safe to use from several threads and processes at once. Every method is one transaction.
 
-    Every method raises CatalogAway where the database does not answer.
+    Every method raises CatalogAway where the database does not answer for longer than the catalog's patience.
     """
 
     def __init__(self, database: Database, settings: Settings) -> None:
@@ -46,15 +69,16 @@ class Catalog(
         self._settings = settings
 
     @classmethod
-    def open(cls, settings: Settings) -> Self:
+    def open(cls, settings: Settings, *, patience: float = 0.0) -> Self:
         """Open the catalog of these settings; an empty database gets its tables.
 
-        Raises CatalogAway, CatalogVersionMismatch.
+        `patience`: how many seconds a database that does not answer is waited for, now and in every method.
+        Raises CatalogAway, CatalogVersionMismatch, CatalogUrlInvalid.
         """
-        return cls(Database(settings.catalog_url), settings)
+        return cls(Database(settings.catalog_url, patience=patience), settings)
 
     def ping(self) -> None:
-        """Ask the database for something."""
+        """Ask the database for something, once. Raises CatalogAway."""
         with self._database.read() as session:
             session.scalar(select(SchemaRow.version))
 

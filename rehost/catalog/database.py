@@ -1,66 +1,128 @@
 """The catalog's database: opened, its version checked, reads and writes each in one transaction.
 
 SQLite runs in WAL mode, so that readers never wait; a writing transaction takes the write lock at its beginning
-(BEGIN IMMEDIATE), so that what it read stays true and two writers queue instead of failing. On PostgreSQL the
-compare-and-set updates and the unique indexes do the same.
+(BEGIN IMMEDIATE), so that what it read stays true and two writers queue instead of failing. On PostgreSQL (READ
+COMMITTED) the rows that a decision rests on are locked (`with_for_update`), and the unique indexes hold the rest.
+
+A database that goes away for a while fails nothing: `patiently` tries a whole transaction again. That is safe because
+a transaction is known to be kept, or known to be undone, before it is left: where the answer to a commit was lost,
+PostgreSQL is asked what became of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import logging
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, inspect, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from rehost.catalog.postgresql import outcome, passing, postgresql_engine, said, transaction_id, undone
 from rehost.catalog.tables import SCHEMA_VERSION, Base, SchemaRow
-from rehost.errors import CatalogAway, CatalogVersionMismatch
+from rehost.errors import CatalogAway, CatalogUrlInvalid, CatalogVersionMismatch
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
 
 _LOCK_WAIT_MS = 30_000  # how long a writer waits for another one
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 2.0  # between two tries
 _TABLES_LOCK = 0x5245_484F_5354  # PostgreSQL's advisory lock of whoever makes or changes the tables: "REHOST"
 
 
-class Database:
-    """Sessions on the catalog's database."""
+class TransactionLost(CatalogAway):
+    """The catalog's database does not answer: {reason}"""
 
-    def __init__(self, url: str) -> None:
+    # Nothing of the transaction was kept: the whole of it may be tried again.
+
+
+class Database:
+    """Sessions on the catalog's database.
+
+    `patience` is how many seconds a database that does not answer is waited for.
+    """
+
+    def __init__(self, url: str, *, patience: float = 0.0) -> None:
+        self._patience = patience
         with _told_as_away():
             self._engine = _engine(url)
-            self._writing = self._engine.execution_options(rehost_writes=True)
+        self._writing = self._engine.execution_options(rehost_writes=True)
+        found = self.patiently(self._version)
+        if found != SCHEMA_VERSION:
+            raise CatalogVersionMismatch(found=found, wanted=SCHEMA_VERSION)
+
+    def _version(self) -> int:
+        with _told_as_away():
             found = _found_version(self._engine)
             if found is None:
                 with self._writing.begin() as connection:
                     found = made_tables(connection)
-        if found != SCHEMA_VERSION:
-            raise CatalogVersionMismatch(found=found, wanted=SCHEMA_VERSION)
+            return found
+
+    def patiently(self, do: Callable[[], Answer]) -> Answer:
+        """What `do` gives; it is called again while its transaction is lost, for as long as the patience lasts."""
+        deadline = time.monotonic() + self._patience
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return do()
+            except TransactionLost as lost:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise CatalogAway(reason=lost.facts["reason"]) from lost
+                log.warning("%s It is tried again for %.0f seconds.", lost.message, left)
+                time.sleep(min(pause * random.uniform(0.5, 1), left))
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that changes nothing."""
-        with self._session(self._engine) as session:
+        """A session that changes nothing. Raises CatalogAway; TransactionLost where it may be tried again."""
+        with _told_as_away(), Session(self._engine, expire_on_commit=False) as session:
             yield session
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
-        """A session that is committed at the end of the block, and undone by an exception."""
-        with self._session(self._writing) as session, session.begin():
-            yield session
+        """A session that is committed at the end of the block, and undone by an exception.
 
-    @contextlib.contextmanager
-    def _session(self, engine: Engine) -> Iterator[Session]:
-        try:
-            with Session(engine, expire_on_commit=False) as session:
-                yield session
-        except IntegrityError:
-            raise  # a rule of the catalog; whoever wrote knows which
-        except DBAPIError as error:
-            raise CatalogAway(reason=_first_line(error.orig or error)) from error
+        Raises what the block raises, IntegrityError; CatalogAway, and TransactionLost where nothing was kept and it may
+        be tried again.
+        """
+        with _told_as_away(), Session(self._writing, expire_on_commit=False) as session:
+            id = transaction_id(session) if self._engine.dialect.name == "postgresql" else None
+            yield session
+            session.flush()
+            try:
+                session.commit()
+            except DBAPIError as error:
+                if id is None or undone(error) or not passing(error):
+                    raise
+                self._learn_outcome(id, error)
+
+    def _learn_outcome(self, id: str, error: DBAPIError) -> None:
+        """Return if the transaction was committed. Raises TransactionLost if not, CatalogAway if nobody knows."""
+
+        def ask() -> str | None:
+            with self.read() as session:
+                found = outcome(session, id)
+            if found == "in progress":  # the server has not noticed yet that we are gone
+                raise TransactionLost(reason="a commit is still under way")
+            return found
+
+        found = self.patiently(ask)
+        if found == "aborted":
+            raise TransactionLost(reason=_first_line(error)) from error
+        if found != "committed":
+            raise CatalogAway(reason=f"{_first_line(error)} (whether the change was made is not known)") from error
 
     def close(self) -> None:
         self._engine.dispose()
@@ -78,7 +140,7 @@ def changing_tables(url: str) -> Iterator[Connection]:
     Foreign keys are checked at its end alone, because SQLite changes a table by making it anew. Raises CatalogAway.
     """
     with _told_as_away():
-        engine = _engine(url, foreign_keys=False)
+        engine = _engine(url, tables_change=True)
         try:
             with engine.execution_options(rehost_writes=True).begin() as connection:
                 _take_tables_lock(connection)
@@ -110,8 +172,20 @@ def _take_tables_lock(connection: Connection) -> None:
 def _told_as_away() -> Iterator[None]:
     try:
         yield
-    except (SQLAlchemyError, OSError, ImportError) as error:
+    except IntegrityError:
+        raise  # a rule of the catalog; whoever wrote knows which
+    except DBAPIError as error:
+        again = passing(error) or _is_busy(error)
+        raise (TransactionLost if again else CatalogAway)(reason=_first_line(error)) from error
+    except OSError as error:  # some broken connections are told so by PostgreSQL's driver
+        raise TransactionLost(reason=_first_line(error)) from error
+    except (SQLAlchemyError, ImportError) as error:
         raise CatalogAway(reason=_first_line(error)) from error
+
+
+def _is_busy(error: DBAPIError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _found_version(engine: Engine) -> int | None:
@@ -119,21 +193,26 @@ def _found_version(engine: Engine) -> int | None:
     try:
         with engine.connect() as connection:
             return connection.scalar(select(SchemaRow.version))
-    except (OperationalError, ProgrammingError):
+    except DBAPIError:
         with engine.connect() as connection:
             if inspect(connection).has_table(SchemaRow.__tablename__):
                 raise
         return None
 
 
-def _engine(url: str, *, foreign_keys: bool = True) -> Engine:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True)
+def _engine(url: str, *, tables_change: bool = False) -> Engine:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise CatalogUrlInvalid(reason="it is not a URL") from error
+    if parsed.drivername in ("postgresql", "postgresql+pg8000"):
+        return postgresql_engine(parsed, answer_seconds=None) if tables_change else postgresql_engine(parsed)
+    if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
+        raise CatalogUrlInvalid(reason="it begins with `postgresql://` or `sqlite:///`")
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     engine = create_engine(parsed, connect_args={"timeout": _LOCK_WAIT_MS / 1000})
-    event.listen(engine, "connect", functools.partial(_prepare_sqlite, foreign_keys=foreign_keys))
+    event.listen(engine, "connect", functools.partial(_prepare_sqlite, foreign_keys=not tables_change))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
@@ -155,5 +234,6 @@ def _begin_sqlite(connection: Connection) -> None:
 
 def _first_line(error: BaseException) -> str:
     # Only the driver's own sentence: SQLAlchemy's has the statement and its parameters in it.
-    original = error.orig if isinstance(error, OperationalError) and error.orig is not None else error
-    return (str(original).splitlines() or [type(error).__name__])[0]
+    original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    lines = (said(original) or str(original)).splitlines()
+    return lines[0] if lines else type(original).__name__

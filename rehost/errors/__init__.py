@@ -75,6 +75,7 @@ from rehost.errors.images import (
 from rehost.errors.requests import (
     ApiUnreachable as ApiUnreachable,
     CatalogAway as CatalogAway,
+    CatalogUrlInvalid as CatalogUrlInvalid,
     CatalogVersionMismatch as CatalogVersionMismatch,
     Conflict as Conflict,
     DataDiskDuplicateIndex as DataDiskDuplicateIndex,

@@ -283,6 +283,15 @@ class CatalogAway(RehostError):
     exit_code = 75
 
 
+class CatalogUrlInvalid(RehostError):
+    """REHOST_DATABASE_URL cannot be used: {reason}."""
+
+    code = "Catalog.UrlInvalid"
+    remedy = "Correct it, see docs/catalog.md; without it the catalog is a file in REHOST_HOME."
+    http_status = 503
+    exit_code = 2
+
+
 class CatalogVersionMismatch(RehostError):
     """The catalog's database has version {found}; this program works with version {wanted}."""
 

@@ -1,0 +1,33 @@
+"""The catalog's tests once more, on PostgreSQL."""
+
+from __future__ import annotations
+
+from types import FunctionType, ModuleType
+from typing import Any
+
+import pytest
+
+from tests.unit import test_catalog_migrations, test_catalog_runs
+
+_MODULES = (test_catalog_runs, test_catalog_migrations)
+_FIXTURE = type(test_catalog_runs.source)
+
+
+@pytest.fixture
+def database_url(postgresql_url: str) -> str:
+    """What the tests' own fixture gives on SQLite."""
+    return postgresql_url
+
+
+def _cases(*modules: ModuleType) -> dict[str, Any]:
+    """The tests of these modules and their fixtures, by name; each name once."""
+    found: dict[str, Any] = {}
+    for module in modules:
+        for name, value in vars(module).items():
+            own = isinstance(value, FunctionType) and value.__module__ == module.__name__ and name.startswith("test_")
+            if own or isinstance(value, _FIXTURE):
+                assert found.setdefault(name, value) is value, f"two modules have {name}"
+    return found
+
+
+globals().update(_cases(*_MODULES))
