@@ -1,8 +1,9 @@
 """The one place that runs programs.
 
-Every program gets an argv list (never a shell), a small environment of its own, standard input from nothing unless
-said otherwise, a process group that is ended whatever way the caller leaves, and a time limit. Its standard error is
-kept, bounded, for the error message. `setpriv --pdeathsig` ends it with us even when we are killed by SIGKILL.
+Every program gets an argv list (no shell reads a word of it), a small environment of its own, standard input from
+nothing unless said otherwise, a process group that is ended whatever way the caller leaves, and a time limit. Its
+standard error is kept, bounded, for the error message. `setpriv --pdeathsig` ends it with us even when we are killed by
+SIGKILL.
 
 Not to be confused with `tasks`: nothing here knows what the programs are for.
 """
@@ -41,6 +42,8 @@ _KEPT_VARIABLES = (
 )
 _STDERR_KEPT = 16_384  # bytes of a program's standard error that an error message may draw on
 _TERM_SECONDS = 5.0  # what a program has after SIGTERM, before SIGKILL
+# Who was killed before setpriv had asked for the signal sends none. The program's own words are never read by it.
+_UNLESS_ORPHANED = ("sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
 _LOOK_SECONDS = 0.02
 
 
@@ -192,7 +195,7 @@ def spawn(
     if found is None:
         raise ProgramNotFound(program=argv[0])
     setpriv = find("setpriv")
-    guard = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+    guard = [setpriv, "--pdeathsig", "KILL", "--", *_UNLESS_ORPHANED, str(os.getpid())] if setpriv else []
     log.debug("run: %s", " ".join(argv))
     popen = subprocess.Popen(
         [*guard, found, *argv[1:]],
