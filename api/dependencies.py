@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
@@ -35,6 +35,12 @@ class Orchestration(Protocol):
         kind: Literal["manual", "schedule", "cut_over"],
         at: datetime | None = None,
     ) -> str: ...
+
+    async def start_verification(
+        self, job_id: str, *, job_name: str, source_name: str, verification_ids: Sequence[str]
+    ) -> str: ...
+
+    async def start_retirement(self, job_id: str, *, job_name: str, source_name: str) -> str: ...
 
     async def cancel_run(self, flow_run_id: str) -> None: ...
 

@@ -47,9 +47,9 @@ def start_later(catalog: Catalog, orchestration: Orchestration, job: Job, at: da
     )
 
 
-def start_job(catalog: Catalog, orchestration: Orchestration, job_id: str) -> Job:
+def start_job(catalog: Catalog, orchestration: Orchestration, job_id: str, *, kind: RunKind = RunKind.MANUAL) -> Job:
     """Begin a run of the job. Raises JobNotFound, JobInvalidStatus, OrchestrationAway."""
-    run = catalog.begin_run(job_id, kind=RunKind.MANUAL)
+    run = catalog.begin_run(job_id, kind=kind)
     job = catalog.job(job_id)
     try:
         _schedule(catalog, orchestration, job)
@@ -58,7 +58,7 @@ def start_job(catalog: Catalog, orchestration: Orchestration, job_id: str) -> Jo
             job_id,
             job_name=job.name,
             source_name=catalog.source(job.source_id).name,
-            kind="manual",
+            kind=kind.value,
         )
     except BaseException:
         if catalog.withdraw_run(run.id):

@@ -85,6 +85,14 @@ def image_answer(image: Image) -> ImageAnswer:
     return ImageAnswer.model_validate({**image.facts, **image.model_dump(exclude={"facts"})})
 
 
+class CutOver(BaseModel):
+    """How a job is cut over."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [{"sync": True}]})
+
+    sync: bool = Field(False, description="one last run first; the job is Finished when that has succeeded")
+
+
 class Health(BaseModel):
     """The API runs and its catalog answers."""
 

@@ -6,7 +6,7 @@ Everything here talks to the Prefect server of PREFECT_API_URL and raises Orches
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
 from typing import Literal
 from uuid import UUID
@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Crashed, Scheduled
 
 from flows import logs
-from flows.order import Order
+from flows.order import JobOrder, Order, VerifyOrder
 from rehost.catalog.log_entries import LogEntry, LogLevel
 from rehost.catalog.records import Page
 from rehost.errors import OrchestrationAway
@@ -29,6 +29,9 @@ from rehost.settings import settings
 
 MIGRATE = "migrate/migrate"
 SYNC = "sync/sync"
+CUT_OVER = "cut-over/cut-over"
+VERIFY = "verify/verify"
+RETIRE = "retire/retire"
 
 Kind = Literal["manual", "schedule", "cut_over"]
 
@@ -51,7 +54,7 @@ async def start_run(job_id: str, *, job_name: str, source_name: str, kind: Kind,
     """Ask for one pass of the job, now or at a time; the id of the flow run."""
     order = Order(job_id=job_id, job_name=job_name, source_name=source_name, kind=kind)
     async with _prefect() as client:
-        deployment = await client.read_deployment_by_name(MIGRATE)
+        deployment = await client.read_deployment_by_name(CUT_OVER if kind == "cut_over" else MIGRATE)
         flow_run = await client.create_flow_run_from_deployment(
             deployment.id,
             parameters={"order": order.model_dump()},
@@ -62,10 +65,33 @@ async def start_run(job_id: str, *, job_name: str, source_name: str, kind: Kind,
     return str(flow_run.id)
 
 
-async def cancel_run(flow_run_id: str) -> None:
-    """Ask Prefect to stop the flow run; it ends within seconds, and what arrived is kept."""
+async def start_verification(job_id: str, *, job_name: str, source_name: str, verification_ids: Sequence[str]) -> str:
+    """Ask for tests of images of the job; the id of the flow run."""
+    order = VerifyOrder(
+        job_id=job_id, job_name=job_name, source_name=source_name, verification_ids=tuple(verification_ids)
+    )
+    return await _start(VERIFY, order, "verify")
+
+
+async def start_retirement(job_id: str, *, job_name: str, source_name: str) -> str:
+    """Ask for the end of what a job that is over left behind; the id of the flow run."""
+    return await _start(RETIRE, JobOrder(job_id=job_id, job_name=job_name, source_name=source_name), "retire")
+
+
+async def _start(name: str, order: JobOrder, what: str) -> str:
     async with _prefect() as client:
-        await client.set_flow_run_state(UUID(flow_run_id), State(type=StateType.CANCELLING))
+        deployment = await client.read_deployment_by_name(name)
+        flow_run = await client.create_flow_run_from_deployment(
+            deployment.id, parameters={"order": order.model_dump(mode="json")}, name=order.name(what), tags=order.tags
+        )
+    return str(flow_run.id)
+
+
+async def cancel_run(flow_run_id: str) -> None:
+    """Ask Prefect to stop the flow run, if it is there; it ends within seconds, and what arrived is kept."""
+    async with _prefect() as client:
+        with contextlib.suppress(ObjectNotFound):
+            await client.set_flow_run_state(UUID(flow_run_id), State(type=StateType.CANCELLING))
 
 
 async def schedule_job(

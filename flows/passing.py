@@ -36,7 +36,7 @@ _PR_SET_PDEATHSIG = 1
 def run_pass(order: Order) -> State[Any]:
     """Do one pass of the job and leave its state in the catalog; the state that the flow run ends in."""
     log = get_run_logger()
-    _die_with_the_worker()
+    die_with_the_worker()
     flow_run_id = str(this_flow_run.id)
     try:
         with catalog() as opened:
@@ -70,7 +70,7 @@ def run_pass(order: Order) -> State[Any]:
     return Completed(message="Every image that was asked for exists and proved itself.")
 
 
-def _die_with_the_worker() -> None:
+def die_with_the_worker() -> None:
     """A pass whose worker was killed would run on with nobody to stop it; prctl(2), PR_SET_PDEATHSIG."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

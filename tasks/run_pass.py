@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rehost.catalog.catalog import Catalog
-from rehost.catalog.records import Job, Run, Source
+from rehost.catalog.records import Job, Run, Source, VerificationRecord
 from rehost.catalog.stages import expected_seconds, stages_of
 from rehost.errors import CatalogAway, ImageNotFound
 from rehost.replication.open_store import open_store
@@ -134,18 +134,36 @@ def open_pass(run: Run) -> Iterator[Pass]:
     """
     with catalog() as opened:
         job = opened.job(run.job_id)
-        source = opened.source(run.source_id)
         before = opened.stage_seconds(job.id)
-    workspace = workspaces(settings()) / run.id
+    with _in_workspace(run, job, run.id, _bar(job, before)) as this:
+        try:
+            with telling(this.bar, job.id, catalog):
+                yield this
+        finally:
+            with suppress(CatalogAway), catalog() as opened:
+                opened.record_stage_seconds(run.id, this.bar.seconds())
+
+
+@contextmanager
+def open_trial(test: VerificationRecord) -> Iterator[Pass]:
+    """The same for a test of an image of a run that has ended: it has a workspace of its own and moves no bar."""
+    with catalog() as opened:
+        run = opened.run(test.run_id)
+        job = opened.job(run.job_id)
+    with _in_workspace(run, job, test.id, RunProgress({})) as this:
+        yield this
+
+
+@contextmanager
+def _in_workspace(run: Run, job: Job, name: str, bar: RunProgress) -> Iterator[Pass]:
+    with catalog() as opened:
+        source = opened.source(run.source_id)
+    workspace = workspaces(settings()) / name
     workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
     (workspace / _OWNER).write_text(_identity(os.getpid()), encoding="utf-8")
-    this = Pass(run, job, source, workspace, _bar(job, before))
     try:
-        with telling(this.bar, job.id, catalog):
-            yield this
+        yield Pass(run, job, source, workspace, bar)
     finally:
-        with suppress(CatalogAway), catalog() as opened:
-            opened.record_stage_seconds(run.id, this.bar.seconds())
         _clear(workspace)
 
 
@@ -171,26 +189,26 @@ def _clear(workspace: Path) -> None:
 
 
 def workspaces(configured: Settings) -> Path:
-    """The folder of all workspaces; a workspace whose run is not under way is a leftover."""
+    """The folder of all workspaces; a workspace whose run, or test, is not under way is a leftover."""
     return configured.scratch_path / "runs"
 
 
 def reap_workspaces() -> None:
-    """Remove the workspaces of runs that are not under way: their process died before it could."""
+    """Remove the workspaces of runs and tests that are not under way: their process died before it could."""
     folder = workspaces(settings())
     if not folder.exists():
         return
     # First what is there, then who is alive: a run that begins in between is in both.
     found = list(folder.iterdir())
     with catalog() as opened:
-        alive = {run.id for run in opened.runs_under_way()}
+        alive = {run.id for run in opened.runs_under_way()} | {test.id for test in opened.verifications_under_way()}
     for workspace in found:
         if workspace.name not in alive:
             _clear(workspace)
 
 
 def owner_is_dead(run_id: str) -> bool:
-    """Whether the process that did the run was one of this machine and is gone; False where that cannot be told."""
+    """Whether the process that did the run or test was one of this machine and is gone; False where nobody knows."""
     return _owner_lives(run_id) is False
 
 

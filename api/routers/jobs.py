@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query
 from starlette.responses import JSONResponse, Response
 
-from api import change, launch, look
+from api import actions, change, launch, look
 from api.dependencies import TheCatalog, TheMoment, TheOrchestration, ThePlace, TheSettings
-from api.models import ImageAnswer, image_answer
+from api.models import CutOver, ImageAnswer, image_answer
 from api.once import TheOnce
 from api.problems import responses
 from rehost.catalog.changes import JobPatch
@@ -136,6 +136,26 @@ def start_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> 
 def stop_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
     """Stop a job that is syncing or waiting. A syncing one is Stopped when its programs have ended."""
     return launch.stop_job(catalog, orchestration, id)
+
+
+@router.post("/{id}/verify", responses=responses(404, 409, 503))
+def verify_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
+    """Test the newest images again. The job keeps its state; `latest_verification` tells how the test stands."""
+    return actions.verify_job(catalog, orchestration, id)
+
+
+@router.post("/{id}/cut-over", responses=responses(404, 409, 422, 503))
+def cut_over_job(
+    id: str, catalog: TheCatalog, orchestration: TheOrchestration, order: Annotated[CutOver | None, Body()] = None
+) -> Job:
+    """The server moves: the job is Finished with the images that it has, or after one last run. Its schedule goes."""
+    return actions.cut_over_job(catalog, orchestration, id, sync=order is not None and order.sync)
+
+
+@router.delete("/{id}", status_code=204, response_class=Response, responses=responses(404, 409))
+def delete_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration, settings: TheSettings) -> None:
+    """Remove the job, its runs and verifications, its schedule and its change tracker. Its images stay."""
+    actions.delete_job(catalog, orchestration, settings, id)
 
 
 @router.get("/{id}/runs", responses=responses(404))

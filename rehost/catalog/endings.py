@@ -6,6 +6,7 @@ whoever moved the job, and by housekeeping where that was not done: see `ended_w
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import delete, exists, select, update
@@ -13,13 +14,14 @@ from sqlalchemy.orm import Session
 
 from rehost.catalog.database import Database, now
 from rehost.catalog.job import JobSpec
-from rehost.catalog.jobs import Jobs, locked_job
+from rehost.catalog.jobs import Jobs, job_row, locked_job
 from rehost.catalog.proof import missing_of
 from rehost.catalog.records import Job
 from rehost.catalog.standing import DELETED_AFTER
 from rehost.catalog.states import (
     ENDED,
     RULES,
+    TESTED_NOW,
     UNDER_WAY,
     Action,
     JobStatus,
@@ -30,6 +32,14 @@ from rehost.catalog.states import (
 from rehost.catalog.tables import JobRow, JobTagRow, RunRow, VerificationRow
 from rehost.catalog.verifications import newest_run_with_images
 from rehost.errors import ImageNotVerified, JobNoImage
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What Prefect has of a job."""
+
+    scheduled: bool
+    flow_run_ids: tuple[str, ...]  # a start that is ahead, tests of images of a job that is being deleted
 
 
 class Endings:
@@ -113,6 +123,23 @@ class Endings:
                 JobRow.status == JobStatus.EXPIRED, JobRow.expired_at <= moment - DELETED_AFTER
             )
             return list(session.scalars(long_ago.order_by(JobRow.expired_at)))
+
+    def leftovers(self, job_id: str) -> Leftovers:
+        """What Prefect still has of a job that is over. Raises JobNotFound."""
+        with self._database.read() as session:
+            job = job_row(session, job_id)
+            flow_run_ids = [job.timed_flow_run_id] if job.timed_flow_run_id else []
+            if job.status == JobStatus.DELETING:
+                under_way = (VerificationRow.job_id == job_id, VerificationRow.status.in_(TESTED_NOW))
+                flow_run_ids += filter(None, session.scalars(select(VerificationRow.flow_run_id).where(*under_way)))
+            return Leftovers(job.scheduled_since is not None, tuple(dict.fromkeys(flow_run_ids)))
+
+    def nothing_left_in_prefect(self, job_id: str) -> None:
+        """That was taken away. Raises JobNotFound."""
+        with self._database.write() as session:
+            job = locked_job(session, job_id)
+            job.scheduled_since = job.timed_flow_run_id = None
+            job.schedule_paused = False
 
     def ended_with_leftovers(self) -> list[str]:
         """The jobs that are over and whose schedule or timed start is still there, or that are to be removed whole."""

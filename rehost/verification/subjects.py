@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Trial:
     """One test of an image."""
 
     subject: str  # as its report names it
-    firmware: str | None  # bios or uefi; None for a container
+    firmware: Literal["bios", "uefi"] | None  # None for a container
 
 
 def disk_subject(image: Path, firmware: str) -> str:

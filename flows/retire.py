@@ -1,0 +1,127 @@
+"""The flow `retire`: what a job that is over left behind is taken away; with a job that is being deleted, all of it.
+
+A job is over for the catalog first. What follows here can be done again: by this flow, by a cut-over, by housekeeping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+
+from flows import orchestration
+from flows.order import JobOrder
+from rehost.catalog import retirement
+from rehost.catalog.records import Job
+from rehost.catalog.states import ENDED, JobStatus
+from rehost.errors import JobInvalidStatus, JobNotFound, OrchestrationAway, VerificationCrashed
+from rehost.settings import settings
+from rehost.source.connect import DiskConnection
+from rehost.source.tracked_pass import remove_tracker
+from tasks.run_pass import catalog, owner_is_dead
+
+log = logging.getLogger(__name__)
+
+_NEVER_ASKED_SECONDS = 600.0  # after this a test without a flow run will never get one
+
+
+@flow(name="retire", description="What a job that is over left behind is taken away.", persist_result=False)
+def retire(order: JobOrder) -> State[Any]:
+    """Take away the job's schedule and its change tracker; a job that is being deleted is forgotten."""
+    told = retire_job(order.job_id)
+    return Completed(message=told or "Nothing of the job is left behind.")
+
+
+def retire_job(job_id: str) -> str | None:
+    """Do that; what could not be done, for people, or None. A job that is not over is left alone.
+
+    The change tracker is asked to go once: a server that was cut over is often off by then, and a tracker ends by
+    itself (docs/change-tracking.md).
+    """
+    try:
+        with catalog() as opened:
+            job = opened.job(job_id)
+    except JobNotFound:
+        return None
+    if job.status not in ENDED:
+        return None
+    try:
+        with catalog() as opened:
+            retirement.out_of_prefect(
+                opened,
+                job_id,
+                lambda flow_run_id: asyncio.run(orchestration.cancel_run(flow_run_id)),
+                lambda id: asyncio.run(orchestration.unschedule_job(id)),
+            )
+    except OrchestrationAway as error:
+        log.warning("%s is taken out of Prefect later: %s", job_id, error)
+        return f"{error.message} What is left of {job_id} there goes later."
+    told = _remove_tracker(job)
+    if told is not None:
+        log.warning("%s", told)
+    if job.status is JobStatus.DELETING:
+        with catalog() as opened:
+            retirement.forget_job(opened, settings(), job_id)
+    return told
+
+
+def _remove_tracker(job: Job) -> str | None:
+    if not job.disks.change_tracking:
+        return None
+    with catalog() as opened:
+        connection = opened.source(job.source_id).connection
+    return None if isinstance(connection, DiskConnection) else remove_tracker(connection, job.id)
+
+
+def retire_what_is_over() -> int:
+    """For housekeeping: jobs expire, expired ones are deleted, and what is left of jobs that are over goes; how many.
+
+    Raises CatalogAway.
+    """
+    moment = datetime.now(UTC)
+    with catalog() as opened:
+        expired = opened.expire_jobs(moment)
+        for id in expired:
+            log.warning("job %s: its time is over", id)
+        for id in opened.expired_long_ago(moment):
+            with contextlib.suppress(JobInvalidStatus, JobNotFound):  # somebody else was faster
+                opened.begin_removal(id)
+        over = dict.fromkeys([*expired, *opened.ended_with_leftovers()])
+    for id in over:
+        try:
+            retire_job(id)
+        except JobNotFound:
+            continue  # the API has done it meanwhile
+    return len(over)
+
+
+def end_lost_verifications() -> int:
+    """For housekeeping: tests that users asked for and that nobody does any more have failed; how many.
+
+    Raises CatalogAway; where Prefect does not answer, only what this machine knows by itself is put right.
+    """
+    ended = 0
+    with catalog() as opened:
+        for test in opened.verifications_under_way():
+            if test.flow_run_id is None:
+                lost = (datetime.now(UTC) - test.created_at).total_seconds() > _NEVER_ASKED_SECONDS
+                reason = "its flow run was never made"
+            else:
+                try:
+                    state = asyncio.run(orchestration.run_state(test.flow_run_id))
+                except OrchestrationAway:
+                    state = "UNKNOWN"
+                over = state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+                lost = over or owner_is_dead(test.id)
+                reason = f"Prefect has its flow run as {state.capitalize()}" if over else "its process died"
+            if lost:
+                opened.fail_verification(test.id, VerificationCrashed(reason=reason))
+                log.warning("verification %s of job %s: %s", test.id, test.job_id, reason)
+                ended += 1
+    return ended
