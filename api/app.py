@@ -15,7 +15,7 @@ from api.events import Hub
 from api.limits import RequestSizeLimit
 from api.models import Health
 from api.problems import responses
-from api.routers import events, images, jobs, logs, regions, sources, verifications
+from api.routers import batch, events, images, jobs, logs, regions, sources, verifications
 from api.security import authenticate
 from rehost.catalog.catalog import Catalog
 from rehost.settings import Settings
@@ -58,7 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(authenticate), Depends(refuse_unknown_parameters)],
         responses=responses(401, 403, 500),
     )
-    routers = (sources, jobs, events, logs, images, verifications, regions)
+    routers = (sources, batch, jobs, events, logs, images, verifications, regions)
     for router in (module.router for module in routers):
         v1.include_router(router)
     app.include_router(v1)

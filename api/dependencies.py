@@ -34,6 +34,7 @@ class Orchestration(Protocol):
         source_name: str,
         kind: Literal["manual", "schedule", "cut_over"],
         at: datetime | None = None,
+        work_queue: str = ...,
     ) -> str: ...
 
     async def start_verification(
@@ -50,9 +51,11 @@ class Orchestration(Protocol):
         *,
         job_name: str,
         source_name: str,
+        since: datetime,
         interval_hours: int | None = None,
         cron: str | None = None,
         timezone: str | None = None,
+        work_queue: str = ...,
     ) -> None: ...
 
     async def unschedule_job(self, job_id: str) -> None: ...

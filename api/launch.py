@@ -7,13 +7,14 @@ at once one reaches Prefect, and a job never shows a run that nobody was asked f
 from __future__ import annotations
 
 import contextlib
-from datetime import datetime
+from datetime import UTC, datetime
 
 from api.dependencies import Orchestration, await_here
+from rehost.catalog import admission
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.job import ExecuteAt, ExecuteNow, Incremental, JobSpec
-from rehost.catalog.records import Job
-from rehost.catalog.states import RunKind
+from rehost.catalog.records import Job, Run
+from rehost.catalog.states import JobStatus, RunKind
 from rehost.errors import OrchestrationAway
 
 
@@ -44,27 +45,34 @@ def start_later(catalog: Catalog, orchestration: Orchestration, job: Job, at: da
         source_name=catalog.source(job.source_id).name,
         kind="manual",
         at=at,
+        work_queue=catalog.work_queue(job),
     )
 
 
-def start_job(catalog: Catalog, orchestration: Orchestration, job_id: str, *, kind: RunKind = RunKind.MANUAL) -> Job:
-    """Begin a run of the job. Raises JobNotFound, JobInvalidStatus, OrchestrationAway."""
-    run = catalog.begin_run(job_id, kind=kind)
+def start_job(
+    catalog: Catalog,
+    orchestration: Orchestration,
+    job_id: str,
+    *,
+    kind: RunKind = RunKind.MANUAL,
+    batch_id: str | None = None,
+) -> Job:
+    """Begin a run of the job, or queue it where no place is free.
+
+    `batch_id` is that of a request that starts several jobs at once. Raises JobNotFound, JobInvalidStatus,
+    OrchestrationAway.
+    """
+    run = catalog.begin_run(job_id, kind=kind, batch_id=batch_id)
     job = catalog.job(job_id)
     try:
         _schedule(catalog, orchestration, job)
-        flow_run_id = await_here(
-            orchestration.start_run,
-            job_id,
-            job_name=job.name,
-            source_name=catalog.source(job.source_id).name,
-            kind=kind.value,
-        )
+        if job.status is JobStatus.RUNNING:  # else it is queued
+            flow_run_id = _ask(catalog, orchestration, run, job)
+            catalog.attach_flow_run(run.id, flow_run_id)
     except BaseException:
         if catalog.withdraw_run(run.id):
             raise
         return catalog.job(job_id)  # only Prefect's answer was lost: the flow has the run already
-    catalog.attach_flow_run(run.id, flow_run_id)
     if (timed := catalog.take_timed(job_id)) is not None:
         # It was started by hand before its time. If Prefect cannot be told, that flow run finds nothing to do.
         with contextlib.suppress(OrchestrationAway):
@@ -72,8 +80,27 @@ def start_job(catalog: Catalog, orchestration: Orchestration, job_id: str, *, ki
     return catalog.job(job_id)
 
 
+def start_waiting(catalog: Catalog, orchestration: Orchestration) -> None:
+    """Let the queued jobs begin whose turn has come; where Prefect does not take one, housekeeping tries again."""
+    with contextlib.suppress(OrchestrationAway):
+        admission.start_waiting(catalog, lambda run, job: _ask(catalog, orchestration, run, job))
+
+
+def _ask(catalog: Catalog, orchestration: Orchestration, run: Run, job: Job) -> str:
+    return await_here(
+        orchestration.start_run,
+        job.id,
+        job_name=job.name,
+        source_name=catalog.source(job.source_id).name,
+        kind=run.kind.value,
+        work_queue=catalog.work_queue(job),
+    )
+
+
 def stop_job(catalog: Catalog, orchestration: Orchestration, job_id: str) -> Job:
     """Stop the job: a waiting one is Stopped at once, a syncing one when its flow run has ended.
+
+    A queued one leaves the queue.
 
     Raises JobNotFound, JobInvalidStatus, JobInvalidBusinessStatus, OrchestrationAway.
     """
@@ -90,6 +117,7 @@ def stop_job(catalog: Catalog, orchestration: Orchestration, job_id: str) -> Job
         with contextlib.suppress(OrchestrationAway):
             await_here(orchestration.unschedule_job, job_id)
             catalog.unscheduled(job_id)
+    start_waiting(catalog, orchestration)
     return catalog.job(job_id)
 
 
@@ -103,16 +131,19 @@ def schedule(catalog: Catalog, orchestration: Orchestration, job: Job, rule: Inc
 
     Raises OrchestrationAway.
     """
+    since = datetime.now(UTC)
     await_here(
         orchestration.schedule_job,
         job.id,
         job_name=job.name,
         source_name=catalog.source(job.source_id).name,
+        since=since,
         interval_hours=rule.interval_hours,
         cron=rule.cron,
         timezone=rule.timezone,
+        work_queue=catalog.work_queue(job),
     )
-    catalog.scheduled(job.id)
+    catalog.scheduled(job.id, since)
 
 
 def _take_back(catalog: Catalog, orchestration: Orchestration, job_id: str) -> None:

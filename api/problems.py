@@ -57,12 +57,11 @@ class UnexpectedFault(RehostError):
     remedy = "Look at the log of the API; the cause is in its last lines."
 
 
-def problem(error: RehostError, path: str) -> Response:
-    """The answer to a request that failed with this error."""
-    cls = type(error)
-    body = Problem(
+def problem_of(error: RehostError, path: str) -> Problem:
+    """What a request at that path answers that failed with this error."""
+    return Problem(
         type=f"urn:rehost:error:{error.code}",
-        title=re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cls.__name__).capitalize(),
+        title=re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).capitalize(),
         status=error.http_status,
         detail=error.message,
         instance=path,
@@ -74,6 +73,11 @@ def problem(error: RehostError, path: str) -> Response:
             for pointer, message, *code in error.facts.get("errors", [])
         ],
     )
+
+
+def problem(error: RehostError, path: str) -> Response:
+    """The answer to a request that failed with this error."""
+    body = problem_of(error, path)
     headers = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"

@@ -8,6 +8,7 @@ stops the runs of this machine in peace before their worker goes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
@@ -16,15 +17,19 @@ from datetime import UTC, datetime, timedelta
 from prefect import flow
 
 from flows import orchestration
+from flows.afterwards import count_from_the_last_run, ending_marker, run_ended, start_waiting
+from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Run
-from rehost.errors import OrchestrationAway, RunCrashed
+from rehost.catalog.states import JobStatus, RunStatus
+from rehost.errors import JobNotFound, OrchestrationAway, RunCrashed
 from tasks.image_care import tidy_images
 from tasks.run_pass import catalog, owner_is_alive, owner_is_dead, reap_workspaces
 from tasks.store_care import tidy_store
 
 log = logging.getLogger(__name__)
 
-_NEVER_ASKED = timedelta(minutes=10)  # after this a run without a flow run will never get one
+_ASKED = timedelta(minutes=2)  # after this a run that began and has no flow run will never get one
+_BEGINS = timedelta(minutes=2)  # after this a flow run that a worker took and that has not begun will never do so
 _UNWIND_SECONDS = 30.0
 _LOOK_SECONDS = 0.2
 
@@ -41,36 +46,87 @@ def housekeeping() -> int:
 def put_right() -> int:
     """Compare every run that is said to be under way with its flow run and its process; the number of runs ended.
 
+    So are schedules and timed starts compared with what Prefect has of them, and queued jobs begin whose turn has come.
     Raises CatalogAway; where Prefect does not answer, only what this machine knows by itself is put right.
     """
     with catalog() as opened:
-        ended = sum(_judged(run) for run in opened.runs_under_way())
+        ended = sum(_judged(opened, run) for run in opened.runs_under_way())
+        try:
+            _compare_schedules(opened)
+            start_waiting(opened)
+        except OrchestrationAway as error:
+            log.warning("%s", error)
     reap_workspaces()
     return ended
 
 
-def _judged(run: Run) -> bool:
+def _judged(opened: Catalog, run: Run) -> bool:
     """End the run if nobody does it any more."""
     if run.flow_run_id is None:
-        if datetime.now(UTC) - run.created_at < _NEVER_ASKED:
-            return False
-        return _end(run, "its flow run was never made")
-    try:
-        state = asyncio.run(orchestration.run_state(run.flow_run_id))
-    except OrchestrationAway:
-        state = "UNKNOWN"
-    if state == "CANCELLED":
-        return _end(run, None)
-    if state in ("COMPLETED", "FAILED", "CRASHED"):
-        return _end(run, f"Prefect has its flow run as {state.capitalize()}")
-    if not owner_is_dead(run.id):
+        _ask_again(opened, run)
         return False
-    cancelling = state == "CANCELLING"
+    try:
+        seen = asyncio.run(orchestration.seen(run.flow_run_id))
+    except OrchestrationAway:
+        seen = orchestration.Seen("UNKNOWN", None)
+    if seen.state == "CANCELLED":
+        return _end(run, None)
+    if seen.state == "GONE":
+        return _end(run, "its flow run was deleted in Prefect")
+    if seen.state in ("COMPLETED", "FAILED", "CRASHED"):
+        return _end(run, f"Prefect has its flow run as {seen.state.capitalize()}")
+    cancelling = seen.state == "CANCELLING"
+    if owner_is_dead(run.id):
+        reason = "its process died"
+    elif run.status is RunStatus.PENDING and seen.state == "PENDING" and _older(seen.since, _BEGINS):
+        reason = "a worker took its flow run, and no process of it began"
+    else:
+        return False
     try:
         asyncio.run(orchestration.end_run(run.flow_run_id, cancelled=cancelling))
     except OrchestrationAway as error:
         log.warning("%s", error)
-    return _end(run, None if cancelling else "its process died")
+    return _end(run, None if cancelling else reason)
+
+
+def _ask_again(opened: Catalog, run: Run) -> None:
+    """Whoever began the run died before Prefect was asked for its flow run: it waits for its turn once more."""
+    job = opened.job(run.job_id)
+    if job.status is JobStatus.RUNNING and _older(job.started_at, _ASKED) and opened.requeue_run(run.id):
+        log.warning("run %s of job %s: its flow run was never made; it is asked for again", run.id, run.job_id)
+
+
+def _older(moment: datetime | None, than: timedelta) -> bool:
+    return moment is not None and datetime.now(UTC) - moment > than
+
+
+def _compare_schedules(opened: Catalog) -> None:
+    """What people did in the Prefect UI with schedules and timed starts. Raises OrchestrationAway."""
+    expected = opened.scheduled_jobs()
+    if not expected:
+        return
+    paused = asyncio.run(orchestration.paused_schedules())
+    for job in expected:
+        with contextlib.suppress(JobNotFound):  # it was deleted meanwhile
+            if job.timed_flow_run_id is not None:
+                _compare_timed(opened, job.id, job.timed_flow_run_id)
+            if job.scheduled_since is None:
+                continue
+            if job.id not in paused:
+                log.warning("the schedule of job %s was deleted in Prefect", job.id)
+                opened.unscheduled(job.id)
+                continue
+            if paused[job.id] != job.schedule_paused:
+                opened.schedule_seen(job.id, paused=paused[job.id])
+            if job.count_from is not None:
+                count_from_the_last_run(opened, job.id)
+
+
+def _compare_timed(opened: Catalog, job_id: str, flow_run_id: str) -> None:
+    seen = asyncio.run(orchestration.seen(flow_run_id))
+    if seen.state in ("GONE", "CANCELLED", "CRASHED", "FAILED", "COMPLETED"):
+        log.warning("the timed start of job %s will not come about: Prefect has it as %s", job_id, seen.state)
+        opened.forget_timed(job_id, flow_run_id)
 
 
 def _end(run: Run, reason: str | None) -> bool:
@@ -81,6 +137,7 @@ def _end(run: Run, reason: str | None) -> bool:
         else:
             opened.fail_run(run.id, RunCrashed(reason=reason))
     log.warning("run %s of job %s: %s", run.id, run.job_id, reason or "it was stopped")
+    run_ended(run.job_id)
     return True
 
 
@@ -89,6 +146,7 @@ def stop_here() -> None:
 
     What had arrived is kept. Raises CatalogAway, OrchestrationAway.
     """
+    ending_marker().touch()
     with catalog() as opened:
         here = {run.id: run.flow_run_id for run in opened.runs_under_way() if owner_is_alive(run.id)}
         for flow_run_id in here.values():
@@ -100,7 +158,7 @@ def stop_here() -> None:
     put_right()
     for flow_run_id in here.values():
         # The worker that would say so to Prefect is about to go.
-        if flow_run_id is not None and asyncio.run(orchestration.run_state(flow_run_id)) == "CANCELLING":
+        if flow_run_id is not None and asyncio.run(orchestration.seen(flow_run_id)).state == "CANCELLING":
             asyncio.run(orchestration.end_run(flow_run_id, cancelled=True))
 
 
@@ -109,4 +167,5 @@ if __name__ == "__main__":
     if "--stop" in sys.argv[1:]:
         stop_here()
     else:
+        ending_marker().unlink(missing_ok=True)
         put_right()

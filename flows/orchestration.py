@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import DeploymentSchedule, State, StateType
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
@@ -25,13 +27,19 @@ from flows.order import JobOrder, Order, VerifyOrder
 from rehost.catalog.log_entries import LogEntry, LogLevel
 from rehost.catalog.records import Page
 from rehost.errors import OrchestrationAway
-from rehost.settings import settings
+from rehost.settings import DEFAULT_QUEUE, settings
 
 MIGRATE = "migrate/migrate"
 SYNC = "sync/sync"
 CUT_OVER = "cut-over/cut-over"
 VERIFY = "verify/verify"
 RETIRE = "retire/retire"
+
+
+def sync_deployment(work_queue: str) -> str:
+    """The deployment that holds the schedules of jobs of that work queue."""
+    return SYNC if work_queue == DEFAULT_QUEUE else f"{SYNC}-{work_queue}"
+
 
 Kind = Literal["manual", "schedule", "cut_over"]
 
@@ -50,8 +58,16 @@ async def _prefect() -> AsyncIterator[PrefectClient]:
         raise OrchestrationAway(url=url, reason="it knows no deployment of Rehost; `rehost up` makes them") from error
 
 
-async def start_run(job_id: str, *, job_name: str, source_name: str, kind: Kind, at: datetime | None = None) -> str:
-    """Ask for one pass of the job, now or at a time; the id of the flow run."""
+async def start_run(
+    job_id: str,
+    *,
+    job_name: str,
+    source_name: str,
+    kind: Kind,
+    at: datetime | None = None,
+    work_queue: str = DEFAULT_QUEUE,
+) -> str:
+    """Ask for one pass of the job, now or at a time, by the workers of that queue; the id of the flow run."""
     order = Order(job_id=job_id, job_name=job_name, source_name=source_name, kind=kind)
     async with _prefect() as client:
         deployment = await client.read_deployment_by_name(CUT_OVER if kind == "cut_over" else MIGRATE)
@@ -61,6 +77,7 @@ async def start_run(job_id: str, *, job_name: str, source_name: str, kind: Kind,
             name=order.run_name,
             tags=order.tags,
             state=Scheduled(scheduled_time=at) if at else None,
+            work_queue_name=work_queue,
         )
     return str(flow_run.id)
 
@@ -99,50 +116,111 @@ async def schedule_job(
     *,
     job_name: str,
     source_name: str,
+    since: datetime,
     interval_hours: int | None = None,
     cron: str | None = None,
     timezone: str | None = None,
+    work_queue: str = DEFAULT_QUEUE,
 ) -> None:
-    """Give the job its schedule on the sync deployment, in place of the one that it may have.
+    """Give the job its schedule on the sync deployment of that queue, or change the one that it has.
 
-    Either `interval_hours` (an hour lasts REHOST_HOUR_SECONDS) or `cron` (five fields, in `timezone`). It is seen, and
-    can be paused, in the Prefect UI.
+    Either `interval_hours` (an hour lasts REHOST_HOUR_SECONDS), counted from `since`, or `cron` (five fields, in
+    `timezone`). It is seen, and can be paused, in the Prefect UI; a change leaves it paused where it is.
     """
     order = Order(job_id=job_id, job_name=job_name, source_name=source_name, kind="schedule")
     schedule: IntervalSchedule | CronSchedule
     if interval_hours is not None:
-        interval = timedelta(seconds=interval_hours * settings().hour_seconds)
-        schedule = IntervalSchedule(interval=interval, anchor_date=datetime.now().astimezone() + interval)
+        schedule = _interval(interval_hours, since)
     else:
         schedule = CronSchedule(cron=cron or "", timezone=timezone or "UTC")
-    await unschedule_job(job_id)
     async with _prefect() as client:
-        deployment = await client.read_deployment_by_name(SYNC)
+        target = await client.read_deployment_by_name(sync_deployment(work_queue))
+        active = True
+        for deployment, present in await _schedules_of(client, job_id):
+            active = present.active
+            if deployment == target.id:
+                async with _planned(client, deployment):
+                    await client.update_deployment_schedule(deployment, present.id, schedule=schedule)
+                return
+            async with _planned(client, deployment):
+                await client.delete_deployment_schedule(deployment, present.id)
         create = DeploymentScheduleCreate(
-            schedule=schedule, active=True, parameters={"order": order.model_dump()}, slug=job_id
+            schedule=schedule, active=active, parameters={"order": order.model_dump()}, slug=job_id
         )
-        await client._client.post(
-            f"/deployments/{deployment.id}/schedules", json=[create.model_dump(mode="json", exclude_unset=True)]
-        )
+        await client.create_deployment_schedules(target.id, [create])
+
+
+async def count_from(job_id: str, *, since: datetime, interval_hours: int) -> bool:
+    """The intervals of the job's schedule count from `since` from now on; False: it has no schedule."""
+    found = False
+    async with _prefect() as client:
+        for deployment, present in await _schedules_of(client, job_id):
+            schedule = _interval(interval_hours, since)
+            async with _planned(client, deployment):
+                await client.update_deployment_schedule(deployment, present.id, schedule=schedule)
+            found = True
+    return found
+
+
+def _interval(hours: int, since: datetime) -> IntervalSchedule:
+    interval = timedelta(seconds=hours * settings().hour_seconds)
+    return IntervalSchedule(interval=interval, anchor_date=since + interval)
+
+
+@contextlib.asynccontextmanager
+async def _planned(client: PrefectClient, deployment: UUID) -> AsyncIterator[None]:
+    """Change a schedule of that deployment inside the block, and have its next runs planned at once.
+
+    Such a change takes away the planned runs of all schedules of the deployment, and the server plans them anew within
+    a minute: the run of another job that is due in between would never be.
+    """
+    began = datetime.now(UTC)
+    yield
+    await client._client.post(f"/deployments/{deployment}/schedule", json={"start_time": began.isoformat()})
 
 
 async def unschedule_job(job_id: str) -> None:
     """Take the job's schedule away; nothing happens where it has none."""
     async with _prefect() as client:
-        deployment = await client.read_deployment_by_name(SYNC)
-        for schedule in deployment.schedules:
-            if schedule.slug == job_id:
-                await client.delete_deployment_schedule(deployment.id, schedule.id)
+        for deployment, present in await _schedules_of(client, job_id):
+            async with _planned(client, deployment):
+                await client.delete_deployment_schedule(deployment, present.id)
 
 
-async def run_state(flow_run_id: str) -> str:
-    """What Prefect says of the flow run: SCHEDULED, PENDING, RUNNING, COMPLETED, FAILED, CRASHED, CANCELLED, …"""
+async def paused_schedules() -> dict[str, bool]:
+    """Every job that has a schedule, and whether that is paused."""
+    async with _prefect() as client:
+        return {present.slug: not present.active for _, present in await _schedules_of(client) if present.slug}
+
+
+async def _schedules_of(client: PrefectClient, job_id: str | None = None) -> list[tuple[UUID, DeploymentSchedule]]:
+    """The schedules of a job, or of all, and their deployments."""
+    deployments = await client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=["sync"])))
+    return [
+        (deployment.id, schedule)
+        for deployment in deployments
+        for schedule in deployment.schedules
+        if job_id is None or schedule.slug == job_id
+    ]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What Prefect says of a flow run."""
+
+    state: str  # SCHEDULED, PENDING, RUNNING, CANCELLING, COMPLETED, FAILED, CRASHED, CANCELLED; GONE: it was deleted
+    since: datetime | None
+
+
+async def seen(flow_run_id: str) -> Seen:
+    """What Prefect says of the flow run; one of another Prefect server is GONE too: nobody runs it."""
     async with _prefect() as client:
         try:
             flow_run = await client.read_flow_run(UUID(flow_run_id))
         except ObjectNotFound:
-            return "CRASHED"  # it was deleted, or belonged to another Prefect server: nobody runs it
-    return flow_run.state_type.value if flow_run.state_type else "UNKNOWN"
+            return Seen("GONE", None)
+    state = flow_run.state
+    return Seen(state.type.value, state.timestamp) if state else Seen("UNKNOWN", None)
 
 
 async def end_run(flow_run_id: str, *, cancelled: bool) -> None:

@@ -16,8 +16,10 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as this_flow_run
 from prefect.states import Completed, Failed
 
+from flows.afterwards import run_ended
 from flows.order import Order
-from rehost.catalog.states import BusinessStatus
+from rehost.catalog.records import Run
+from rehost.catalog.states import BusinessStatus, RunStatus
 from rehost.errors import JobInvalidStatus, JobNotFound, RehostError, RunCrashed
 from tasks.build import build_container, build_disk
 from tasks.image_care import forget_old_images
@@ -45,6 +47,17 @@ def run_pass(order: Order) -> State[Any]:
         # A schedule may find its job running, stopped or gone: then there is nothing to do, and nothing went wrong.
         log.warning("%s: %s", error.code, error.message)
         return Completed(message=f"Nothing was done. {error.code}: {error.message}")
+    if run.status is RunStatus.PENDING:
+        log.warning("as many jobs run as may: run %s waits for its turn", run.id)
+        return Completed(message="Nothing was done. The job is queued; another flow run begins when its turn has come.")
+    try:
+        return _do(order, run)
+    finally:
+        run_ended(order.job_id)
+
+
+def _do(order: Order, run: Run) -> State[Any]:
+    log = get_run_logger()
     try:
         with open_pass(run) as this:
             _stages(this)
@@ -105,6 +118,8 @@ def on_cancellation(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
         run = opened.run_of_flow_run(str(flow_run.id))
         if run is not None:
             opened.stop_run(run.id)
+    if run is not None:
+        run_ended(run.job_id)
 
 
 def on_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -118,3 +133,5 @@ def on_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> No
         run = opened.run_of_flow_run(str(flow_run.id))
         if run is not None:
             opened.fail_run(run.id, RunCrashed(reason=state.message or "its process ended without a word"))
+    if run is not None:
+        run_ended(run.job_id)

@@ -6,8 +6,8 @@ import secrets
 import string
 from typing import Literal
 
-Kind = Literal["s", "j", "r", "m", "v", "n"]
-"""source, job, run, image, verification, and n for a snapshot."""
+Kind = Literal["s", "j", "r", "m", "v", "n", "b"]
+"""source, job, run, image, verification, n for a snapshot, and b for jobs that are started together."""
 
 _ALPHABET = string.ascii_lowercase + string.digits
 

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy import select
 
+from rehost.catalog.admission import Admission
 from rehost.catalog.database import Database
 from rehost.catalog.endings import Endings
 from rehost.catalog.idempotency import IdempotencyKeys
@@ -20,6 +21,7 @@ from rehost.catalog.overview import Overview
 from rehost.catalog.retention import Retention
 from rehost.catalog.run_figures import RunFigures
 from rehost.catalog.runs import Runs
+from rehost.catalog.schedules import Schedules
 from rehost.catalog.sources import Sources
 from rehost.catalog.tables import SchemaRow
 from rehost.catalog.verifications import Verifications
@@ -52,6 +54,8 @@ class Catalog(
     JobChanges,
     Runs,
     RunFigures,
+    Admission,
+    Schedules,
     Endings,
     Retention,
     Images,

@@ -13,7 +13,8 @@ from rehost.catalog import rules
 from rehost.catalog.changes import Decision, decide
 from rehost.catalog.faults import Fault, raise_faults
 from rehost.catalog.job import JobSpec
-from rehost.catalog.jobs import Jobs, filled, image_name_of, job_row, locked_job, name_conflicts, queued_jobs
+from rehost.catalog.jobs import Jobs, filled, image_name_of, job_row, locked_job, name_conflicts
+from rehost.catalog.queue import queued_jobs
 from rehost.catalog.records import Job
 from rehost.catalog.sources import source_row
 from rehost.catalog.states import ENDED, JobStatus

@@ -17,13 +17,13 @@ from rehost.catalog.faults import Fault, fault_of, raise_faults
 from rehost.catalog.job import ExecuteAt, Incremental, JobSpec
 from rehost.catalog.names import name_from
 from rehost.catalog.paging import DEFAULT_LIMIT, page
+from rehost.catalog.queue import Wait, queued
 from rehost.catalog.records import Job, Page, VerificationSummary
 from rehost.catalog.sources import source_row, unfinished_job
 from rehost.catalog.standing import Standing, next_step, status_info
 from rehost.catalog.states import (
     ENDED,
     TESTED_NOW,
-    UNDER_WAY,
     BusinessStatus,
     JobStatus,
     RunKind,
@@ -31,7 +31,7 @@ from rehost.catalog.states import (
     VerificationStatus,
     startable,
 )
-from rehost.catalog.tables import ImageRow, JobRow, JobTagRow, RunRow, SourceRow, VerificationRow
+from rehost.catalog.tables import ImageRow, JobRow, JobTagRow, SourceRow, VerificationRow
 from rehost.errors import (
     ImageNameUsedByJob,
     JobNameDuplicate,
@@ -156,15 +156,19 @@ class Jobs:
         with self._database.read() as session:
             return job_row(session, job_id).scheduled_since is not None
 
-    def scheduled(self, job_id: str) -> None:
-        """The schedule of an incremental job is registered from now on: its intervals count from here."""
+    def scheduled(self, job_id: str, since: datetime | None = None) -> None:
+        """The schedule of an incremental job is registered: its intervals count from that time, or from now."""
         with self._database.write() as session:
-            job_row(session, job_id).scheduled_since = now()
+            row = job_row(session, job_id)
+            if row.scheduled_since is None:
+                row.schedule_paused = False
+            row.scheduled_since = since or now()
 
     def unscheduled(self, job_id: str) -> None:
         """The schedule of the job is gone."""
         with self._database.write() as session:
-            job_row(session, job_id).scheduled_since = None
+            row = job_row(session, job_id)
+            row.scheduled_since, row.schedule_paused = None, False
 
     def timed(self, job_id: str, flow_run_id: str) -> None:
         """The first run of the job starts by itself, as that flow run."""
@@ -209,11 +213,15 @@ class Jobs:
             latest[row.job_id] = VerificationSummary(
                 id=row.id, image_id=row.image_id, subject=row.subject, status=row.status, created_at=row.created_at
             )
-        queued = queued_jobs(session, ids)
-        return [self._record(row, tuple(images.get(row.id, ())), latest.get(row.id), row.id in queued) for row in rows]
+        waits = queued(session, self._settings, ids)
+        return [self._record(row, tuple(images.get(row.id, ())), latest.get(row.id), waits) for row in rows]
 
     def _record(
-        self, row: JobRow, image_ids: tuple[str, ...], verification: VerificationSummary | None, queued: bool
+        self,
+        row: JobRow,
+        image_ids: tuple[str, ...],
+        verification: VerificationSummary | None,
+        waits: Mapping[str, Wait | None],
     ) -> Job:
         spec = JobSpec.model_validate(row.spec)
         status = JobStatus(row.status)
@@ -223,10 +231,12 @@ class Jobs:
         standing = Standing(
             status,
             business_status,
-            queued=queued,
+            queued=row.id in waits,
+            wait=waits.get(row.id),
             stopping=row.stopping,
             next_run_at=next_run_at,
             schedule_paused=row.schedule_paused,
+            start_lost=isinstance(spec.execution, ExecuteAt) and row.timed_flow_run_id is None,
             verifying=verification is not None and verification.status in TESTED_NOW,
             verification_failed=verification is not None and verification.status == VerificationStatus.FAILED,
             error=error,
@@ -239,7 +249,7 @@ class Jobs:
                 "id": row.id,
                 "status": status,
                 "business_status": business_status,
-                "queued": queued,
+                "queued": row.id in waits,
                 "progress": row.progress,
                 "eta_seconds": row.eta_seconds,
                 "bytes_done": row.bytes_done,
@@ -261,7 +271,7 @@ class Jobs:
     def _next_run_at(self, row: JobRow, spec: JobSpec) -> datetime | None:
         if row.timed_flow_run_id and isinstance(spec.execution, ExecuteAt) and row.status == JobStatus.READY:
             return spec.execution.start_at
-        if spec.incremental is None or row.scheduled_since is None:
+        if spec.incremental is None or row.scheduled_since is None or row.schedule_paused:
             return None
         if JobStatus(row.status) not in (*startable(RunKind.SCHEDULE), JobStatus.RUNNING):
             return None
@@ -347,13 +357,3 @@ def locked_job(session: Session, id: str) -> JobRow:
 def touch(session: Session, id: str) -> None:
     """Something of the job that a user can see has changed."""
     session.execute(update(JobRow).where(JobRow.id == id).values(version=JobRow.version + 1))
-
-
-def queued_jobs(session: Session, ids: Sequence[str]) -> set[str]:
-    """Which of these jobs have a run that waits for its turn: it is under way, and its job has not moved to Running."""
-    waiting = (
-        select(RunRow.job_id)
-        .join(JobRow, JobRow.id == RunRow.job_id)
-        .where(RunRow.job_id.in_(ids), RunRow.status.in_(UNDER_WAY), JobRow.status != JobStatus.RUNNING)
-    )
-    return set(session.scalars(waiting))

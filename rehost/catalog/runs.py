@@ -3,6 +3,7 @@
 A run begins in `begin_run`, whoever asks: one compare-and-set update moves the job to Running, so that of two starts
 at once one wins. The API begins a run, asks for the flow run, and takes the run back (`withdraw_run`) where that
 fails; the flow then claims the run (`claim_run`). A flow run that a schedule started finds none and begins its own.
+Where no place is free (queue.py) the job keeps its status and its run waits, pending, for somebody to give it one.
 A run ends once, in `finish_run`, `fail_run` or `stop_run`; the first of them decides and the others change nothing.
 """
 
@@ -19,6 +20,7 @@ from rehost.catalog.job import ExecuteAt, JobSpec
 from rehost.catalog.jobs import job_row
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.proof import missing_of
+from rehost.catalog.queue import lock_queue, turns
 from rehost.catalog.records import Figures, Page, Run, Snapshot
 from rehost.catalog.run_figures import STAGE_SECONDS
 from rehost.catalog.states import (
@@ -44,6 +46,7 @@ from rehost.errors import (
     VerificationCrashed,
 )
 from rehost.ids import new_id
+from rehost.settings import Settings
 from rehost.verification.report import Failure
 
 _STAGES = list(BusinessStatus)
@@ -54,13 +57,17 @@ class Runs:
     """The part of the catalog that remembers runs and moves jobs from state to state."""
 
     _database: Database
+    _settings: Settings
 
     # --- a run begins ---------------------------------------------------------------------------------------------
 
-    def begin_run(self, job_id: str, *, kind: RunKind | str, flow_run_id: str | None = None) -> Run:
-        """Move the job to Running, Preparing and make a pending run. Raises JobNotFound, JobInvalidStatus."""
+    def begin_run(self, job_id: str, *, kind: RunKind | str, batch_id: str | None = None) -> Run:
+        """Make a pending run, and move the job to Running, Preparing if a place is free; else the job is queued.
+
+        `batch_id` is that of the request that starts several jobs at once. Raises JobNotFound, JobInvalidStatus.
+        """
         with self._database.write() as session:
-            return run_records(session, [_begin(session, job_id, RunKind(kind), flow_run_id)])[0]
+            return run_records(session, [self._begin(session, job_id, RunKind(kind), None, batch_id)])[0]
 
     def attach_flow_run(self, run_id: str, flow_run_id: str) -> None:
         """The flow run that will do this run was asked for; one that has claimed it already stays."""
@@ -68,7 +75,8 @@ class Runs:
             row = _run_row(session, run_id)
             if row.flow_run_id is None:
                 row.flow_run_id = flow_run_id
-                job_row(session, row.job_id).flow_run_id = flow_run_id
+                job = job_row(session, row.job_id)
+                job.flow_run_id, job.version = flow_run_id, job.version + 1
 
     def withdraw_run(self, run_id: str) -> bool:
         """Take a pending run back, and the job to the state before it: its flow run could not be had.
@@ -80,15 +88,8 @@ class Runs:
             if row.status != RunStatus.PENDING:
                 return False
             job = job_row(session, row.job_id)
-            job.status, job.business_status, job.stopping = row.previous_status, None, False
-            before = session.scalars(
-                select(RunRow).where(RunRow.job_id == job.id, RunRow.id != row.id).order_by(RunRow.created_at.desc())
-            ).first()
-            job.started_at = before.started_at if before else None
-            job.ended_at = before.ended_at if before else None
-            job.flow_run_id = before.flow_run_id if before else None
-            job.error = before.error if before else None
-            job.progress = 100 if before is not None and before.status == RunStatus.SUCCEEDED else 0
+            if job.status == JobStatus.RUNNING:
+                restore_job(session, job, row)
             session.delete(row)
             return True
 
@@ -96,26 +97,65 @@ class Runs:
         """What a flow calls first: the run that is now its own.
 
         It is the run that was begun for it; or the one that it claimed before, when the flow run is tried again; or a
-        new one of that kind, when a schedule or a timed start is behind it. Raises JobNotFound, and JobInvalidStatus
-        where another flow run has the job, or the job may not run now: the flow then has nothing to do.
+        new one of that kind, when a schedule or a timed start is behind it. One that is still pending has to wait for
+        its turn, and another flow run will do it. Raises JobNotFound, and JobInvalidStatus where another flow run has
+        the job, or the job may not run now: the flow then has nothing to do.
         """
         with self._database.write() as session:
+            lock_queue(session)
             job = job_row(session, job_id)
+            if job.timed_flow_run_id == flow_run_id:
+                job.timed_flow_run_id = None
             row = _run_under_way(session, job_id)
             if row is not None and row.flow_run_id not in (None, flow_run_id):
                 raise _invalid_status(job, "another run", startable(RunKind(kind)))
             if row is None:
-                row = _begin(session, job_id, RunKind(kind), flow_run_id)
+                row = self._begin(session, job_id, RunKind(kind), flow_run_id, None)
+            elif job.status != JobStatus.RUNNING:
+                self._begin_in_turn(session, row, flow_run_id)
             session.refresh(job)
+            if job.status != JobStatus.RUNNING:
+                return run_records(session, [row])[0]
             row.status = RunStatus.RUNNING
             row.flow_run_id = job.flow_run_id = flow_run_id
             row.started_at = row.started_at or now()
-            if job.timed_flow_run_id == flow_run_id:
-                job.timed_flow_run_id = None
             job.started_at = row.started_at
             job.business_status = BusinessStatus.PREPARING
             session.flush()
             return run_records(session, [row])[0]
+
+    def _begin(
+        self, session: Session, job_id: str, kind: RunKind, flow_run_id: str | None, batch_id: str | None
+    ) -> RunRow:
+        lock_queue(session)
+        job = job_row(session, job_id)
+        allowed = startable(kind)
+        if kind is RunKind.SCHEDULE and _before_its_time(job):
+            raise _invalid_status(job, "a scheduled run before the first one", startable(RunKind.MANUAL))
+        if job.status not in allowed:
+            raise _invalid_status(job, "start", allowed)
+        if _run_under_way(session, job_id) is not None:
+            raise JobInvalidStatus(id=job_id, status="queued", action="start", allowed=", ".join(allowed))
+        row = RunRow(
+            id=new_id("r"),
+            job_id=job_id,
+            source_id=job.source_id,
+            kind=kind,
+            status=RunStatus.PENDING,
+            previous_status=job.status,
+            batch_id=batch_id,
+            created_at=now(),
+        )
+        job.version += 1
+        session.add(row)
+        session.flush()
+        self._begin_in_turn(session, row, flow_run_id)
+        return row
+
+    def _begin_in_turn(self, session: Session, row: RunRow, flow_run_id: str | None) -> None:
+        """The run begins if its turn has come; else it waits. The queue is locked."""
+        if row.id in turns(session, self._settings):
+            move_to_running(session, row, flow_run_id)
 
     # --- while it is under way ------------------------------------------------------------------------------------
 
@@ -126,7 +166,7 @@ class Runs:
             changed = session.execute(
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.status == JobStatus.RUNNING)
-                .values(business_status=wanted)
+                .values(business_status=wanted, version=JobRow.version + 1)
             )
             if _rows(changed) == 0:
                 raise _invalid_status(job_row(session, job_id), f"stage {wanted}", (JobStatus.RUNNING,))
@@ -161,16 +201,23 @@ class Runs:
     def request_stop(self, job_id: str) -> Run | None:
         """A user wants the job to stop. The run to cancel; or None: the job waited and is Stopped now.
 
-        Raises JobNotFound, JobInvalidStatus (Running and Waiting are allowed), JobInvalidBusinessStatus (Syncing is).
+        A queued job leaves the queue; it is what it was, but for Waiting, which becomes Stopped as ever. Raises
+        JobNotFound, JobInvalidStatus (Running and Waiting are allowed), JobInvalidBusinessStatus (Syncing is).
         """
         with self._database.write() as session:
+            lock_queue(session)
             job = job_row(session, job_id)
+            left = job.status != JobStatus.RUNNING and (row := _run_under_way(session, job_id)) is not None
+            if left:
+                session.delete(row)
+                job.version += 1
+                session.flush()
             waiting = (
                 update(JobRow)
                 .where(JobRow.id == job_id, JobRow.status == JobStatus.WAITING)
-                .values(status=JobStatus.STOPPED)
+                .values(status=JobStatus.STOPPED, version=JobRow.version + 1)
             )
-            if _rows(session.execute(waiting)):
+            if _rows(session.execute(waiting)) or left:
                 return None
             syncing = (
                 update(JobRow)
@@ -179,7 +226,7 @@ class Runs:
                     JobRow.status == JobStatus.RUNNING,
                     JobRow.business_status == BusinessStatus.SYNCING,
                 )
-                .values(stopping=True)
+                .values(stopping=True, version=JobRow.version + 1)
             )
             if _rows(session.execute(syncing)):
                 row = _run_under_way(session, job_id)
@@ -192,7 +239,8 @@ class Runs:
     def keep_running(self, job_id: str) -> None:
         """Undo request_stop for a running job: its flow run could not be cancelled."""
         with self._database.write() as session:
-            job_row(session, job_id).stopping = False
+            job = job_row(session, job_id)
+            job.stopping, job.version = False, job.version + 1
 
     # --- it ends --------------------------------------------------------------------------------------------------
 
@@ -258,17 +306,14 @@ class Runs:
             return run_records(session, list(rows))
 
 
-def _begin(session: Session, job_id: str, kind: RunKind, flow_run_id: str | None) -> RunRow:
-    job = job_row(session, job_id)
+def move_to_running(session: Session, run: RunRow, flow_run_id: str | None) -> bool:
+    """Begin a pending run. False where the job has left the status from which the run was asked for."""
+    job = job_row(session, run.job_id)
     previous = job.status
-    allowed = startable(kind)
-    if kind is RunKind.SCHEDULE and _before_its_time(job):
-        raise _invalid_status(job, "a scheduled run before the first one", startable(RunKind.MANUAL))
-    moment = now()
     moved = session.execute(
         update(JobRow)
-        # The state that was read, so that `previous` is what withdraw_run must bring back.
-        .where(JobRow.id == job_id, JobRow.status == previous, JobRow.status.in_(allowed))
+        # The state that was read, so that `previous_status` is what restore_job must bring back.
+        .where(JobRow.id == job.id, JobRow.status == previous, JobRow.status.in_(startable(RunKind(run.kind))))
         .values(
             status=JobStatus.RUNNING,
             business_status=BusinessStatus.PREPARING,
@@ -277,27 +322,32 @@ def _begin(session: Session, job_id: str, kind: RunKind, flow_run_id: str | None
             **_NO_BYTES,
             stopping=False,
             error=None,
-            started_at=moment,
+            started_at=now(),
             ended_at=None,
             flow_run_id=flow_run_id,
+            version=JobRow.version + 1,
         )
     )
-    if _rows(moved) == 0:
-        session.refresh(job)
-        raise _invalid_status(job, "start", allowed)
-    row = RunRow(
-        id=new_id("r"),
-        job_id=job_id,
-        source_id=job.source_id,
-        kind=kind,
-        status=RunStatus.PENDING,
-        previous_status=previous,
-        flow_run_id=flow_run_id,
-        created_at=moment,
-    )
-    session.add(row)
+    session.refresh(job)
+    if not _rows(moved):
+        return False
+    run.previous_status, run.flow_run_id = previous, flow_run_id
     session.flush()
-    return row
+    return True
+
+
+def restore_job(session: Session, job: JobRow, run: RunRow) -> None:
+    """Bring back what the job was before that run."""
+    job.status, job.business_status, job.stopping = run.previous_status, None, False
+    before = session.scalars(
+        select(RunRow).where(RunRow.job_id == job.id, RunRow.id != run.id).order_by(RunRow.created_at.desc())
+    ).first()
+    job.started_at = before.started_at if before else None
+    job.ended_at = before.ended_at if before else None
+    job.flow_run_id = before.flow_run_id if before else None
+    job.error = before.error if before else None
+    job.version += 1
+    job.progress = 100 if before is not None and before.status == RunStatus.SUCCEEDED else 0
 
 
 def _before_its_time(job: JobRow) -> bool:
@@ -325,6 +375,7 @@ def _end(session: Session, run: RunRow, status: RunStatus, job_status: JobStatus
         "stopping": False,
         "error": told,
         "ended_at": moment,
+        "version": JobRow.version + 1,
     }
     if status is RunStatus.SUCCEEDED:
         values["progress"] = 100

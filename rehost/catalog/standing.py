@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from rehost.catalog.queue import Wait
 from rehost.catalog.states import BusinessStatus, JobStatus
 from rehost.verification.report import Failure
 
@@ -23,9 +24,11 @@ class Standing:
     status: JobStatus
     stage: BusinessStatus | None = None
     queued: bool = False
+    wait: Wait | None = None  # why a queued job has to wait; None: its turn has come
     stopping: bool = False
     next_run_at: datetime | None = None
     schedule_paused: bool = False
+    start_lost: bool = False  # a start at a set time was asked for, and Prefect has none any more
     verifying: bool = False  # a test of an image is under way that a user asked for
     verification_failed: bool = False  # the newest test of an image failed
     error: Failure | None = None
@@ -60,6 +63,7 @@ def _facts(standing: Standing) -> dict[str, str]:
     deleted_at = standing.expired_at and standing.expired_at + DELETED_AFTER
     return {
         "next_run_at": _time(standing.next_run_at),
+        "wait": str(standing.wait) if standing.wait else "it begins in a moment",
         "deleted_at": _time(deleted_at),
         "error": standing.error.message if standing.error else "The last run failed.",
         "remedy": standing.error.remedy if standing.error else "Look at the log of the run.",
@@ -88,7 +92,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "`queued`",
         lambda one: one.queued,
-        "Waits for its turn: the region runs as many jobs at once as it may.",
+        "Waits for its turn: {wait}.",
         "Nothing; it starts by itself when another one ends. `rehost job stop` takes it out of the queue.",
     ),
     Case(
@@ -118,6 +122,12 @@ CASES: tuple[Case, ...] = (
         lambda one: one.status is JobStatus.READY and one.next_run_at is not None,
         "Nothing has run yet; the first run starts at {next_run_at}.",
         "Nothing; the job starts by itself at {next_run_at}.",
+    ),
+    Case(
+        "Ready, its timed start is gone",
+        lambda one: one.status is JobStatus.READY and one.start_lost,
+        "Nothing has run yet; the start that was set was taken away in Prefect, or came to nothing there.",
+        "Start the job.",
     ),
     Case("Ready", _at(JobStatus.READY), "Nothing has run yet.", "Start the job."),
     Case(

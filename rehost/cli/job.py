@@ -6,10 +6,11 @@ import argparse
 
 from rehost.cli import logs
 from rehost.cli.bandwidth import add_bandwidth, bandwidth_of
+from rehost.cli.batch import add_ids, together
 from rehost.cli.client import Client, Json
 from rehost.cli.job_spec import add_spec, spec_of
 from rehost.cli.output import print_facts, print_json, print_more, print_table, value_at
-from rehost.cli.parsing import Groups, UsageError, add_common, add_id, add_key, add_place
+from rehost.cli.parsing import Groups, UsageError, add_common, add_id, add_key, add_place, quoted
 from rehost.cli.plan import print_plan
 from rehost.cli.watch import watch
 
@@ -30,9 +31,9 @@ def add_commands(groups: Groups) -> None:
             add_key(parser)
         add_common(parser, command)
 
-    start = verbs.add_parser("start", help="begin a run; it goes on from what already arrived")
-    add_id(start)
-    start.add_argument("--watch", action="store_true", help="follow it to its end")
+    start = verbs.add_parser("start", help="begin a run of one job or several; it goes on from what already arrived")
+    add_ids(start)
+    start.add_argument("--watch", action="store_true", help="follow it to its end; with one job")
     add_common(start, _start)
 
     update = verbs.add_parser("update", help="another bandwidth limit, also while a transfer runs")
@@ -41,8 +42,8 @@ def add_commands(groups: Groups) -> None:
     update.add_argument("--no-bandwidth-windows", action="store_true", help="the limit alone counts")
     add_common(update, _update)
 
-    stop = verbs.add_parser("stop", help="stop a job that is syncing or waiting")
-    add_id(stop)
+    stop = verbs.add_parser("stop", help="stop jobs that are syncing, waiting or queued")
+    add_ids(stop)
     add_common(stop, _stop)
 
     listing = verbs.add_parser("list", help="jobs, newest first")
@@ -82,7 +83,11 @@ def _create(client: Client, arguments: argparse.Namespace) -> int:
 
 
 def _start(client: Client, arguments: argparse.Namespace) -> int:
-    return _shown(client, client.post(f"/v1/jobs/{arguments.id}/start"), arguments)
+    if len(arguments.ids) > 1:
+        if arguments.watch:
+            raise UsageError("--watch goes with one job")
+        return together(client, arguments.ids, "start", as_json=arguments.json)
+    return _shown(client, client.post(f"/v1/jobs/{quoted(arguments.ids[0])}/start"), arguments)
 
 
 def _shown(client: Client, job: Json, arguments: argparse.Namespace) -> int:
@@ -105,7 +110,9 @@ def _update(client: Client, arguments: argparse.Namespace) -> int:
 
 
 def _stop(client: Client, arguments: argparse.Namespace) -> int:
-    _print(client.post(f"/v1/jobs/{arguments.id}/stop"), arguments)
+    if len(arguments.ids) > 1:
+        return together(client, arguments.ids, "stop", as_json=arguments.json)
+    _print(client.post(f"/v1/jobs/{quoted(arguments.ids[0])}/stop"), arguments)
     return 0
 
 

@@ -39,7 +39,8 @@ def test_a_job_starts_at_once_and_answers_every_field(client: TestClient, source
         *("created_at", "started_at", "ended_at", "prefect_url", "next_step"),
     }
     assert (job["status"], job["business_status"], job["progress"]) == ("Running", "Preparing", 0)
-    assert orders.asked == [("start_run", job["id"], {"job_name": "web", "source_name": "web1", "kind": "manual"})]
+    facts = {"job_name": "web", "source_name": "web1", "kind": "manual", "work_queue": "default"}
+    assert orders.asked == [("start_run", job["id"], facts)]
     assert job["prefect_url"].endswith("/runs/flow-run/flow-1")
     runs = client.get(f"/v1/jobs/{job['id']}/runs").json()
     assert [(run["kind"], run["status"], run["flow_run_id"]) for run in runs["items"]] == [

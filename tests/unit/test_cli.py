@@ -312,6 +312,19 @@ def test_the_exit_code_of_a_watch_is_that_of_the_error(rehost: Any, source: Sour
     assert rehost("job", "watch", id, "--json").status == 130
 
 
+def test_several_jobs_are_started_and_stopped_by_one_command(rehost: Any, source: Source, catalog: Catalog) -> None:
+    id = rehost("job", "create", source.id, "--create-only", "--json").json["id"]
+    partial = rehost("job", "start", id, "j-none")
+    assert partial.status == 3
+    assert "Running" in partial.out
+    assert "Job.NotFound" in partial.out
+    refused = rehost("job", "start", id, "j-none", "--json")
+    assert (refused.status, [item["ok"] for item in refused.json["items"]]) == (11, [False, False])
+    catalog.set_stage(id, "Syncing")
+    assert rehost("job", "stop", id, id, "--json").json["items"][0]["ok"]
+    assert rehost("job", "start", id, "j-none", "--watch").status == 2
+
+
 def test_errors_are_code_sentence_remedy_and_each_fault_on_standard_error(rehost: Any, source: Source) -> None:
     said = rehost("job", "create", source.id, "--name", "1", "--compress-level", "10")
     assert (said.status, said.out) == (2, "")

@@ -78,6 +78,7 @@ TOLD = Failure(code="Store.NoSpace", message="The store {is} full.", remedy="Mak
 STANDINGS: list[tuple[Standing, str, str]] = [
     (Standing(JobStatus.READY), "Nothing has run yet.", "Start the job."),
     (Standing(JobStatus.READY, next_run_at=MOMENT), "starts at 2026-11-24 03:15:00 UTC", "Nothing; the job starts by"),
+    (Standing(JobStatus.READY, start_lost=True), "taken away in Prefect", "Start the job."),
     (Standing(JobStatus.READY, queued=True), "Waits for its turn:", "Nothing; it starts by itself"),
     (Standing(JobStatus.WAITING, queued=True, next_run_at=MOMENT), "Waits for its turn:", "Nothing;"),
     (Standing(JobStatus.RUNNING, BusinessStatus.PREPARING), "being checked", "Wait;"),
