@@ -18,6 +18,7 @@ from prefect import flow
 
 from flows import orchestration
 from flows.afterwards import count_from_the_last_run, ending_marker, run_ended, start_waiting
+from flows.retire import end_lost_verifications, retire_what_is_over
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Run
 from rehost.catalog.states import JobStatus, RunStatus
@@ -38,6 +39,8 @@ _LOOK_SECONDS = 0.2
 def housekeeping() -> int:
     """Put right what no process is left to put right; the number of runs."""
     ended = put_right()
+    end_lost_verifications()
+    retire_what_is_over()
     tidy_images()
     tidy_store()
     return ended

@@ -114,10 +114,10 @@ def end_lost_verifications() -> int:
                 reason = "its flow run was never made"
             else:
                 try:
-                    state = asyncio.run(orchestration.run_state(test.flow_run_id))
+                    state = asyncio.run(orchestration.seen(test.flow_run_id)).state
                 except OrchestrationAway:
                     state = "UNKNOWN"
-                over = state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+                over = state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED", "GONE")
                 lost = over or owner_is_dead(test.id)
                 reason = f"Prefect has its flow run as {state.capitalize()}" if over else "its process died"
             if lost:
