@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import random
 import sqlite3
@@ -36,7 +37,9 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 _LOCK_WAIT_MS = 30_000  # how long a writer waits for another one
+_WRITES = "rehost_writes"
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 2.0  # between two tries
+_TRIES_BESIDE_OTHERS = 5  # of a transaction that the server undoes because of a deadlock, whatever the patience
 _TABLES_LOCK = 0x5245_484F_5354  # PostgreSQL's advisory lock of whoever makes or changes the tables: "REHOST"
 
 
@@ -44,6 +47,11 @@ class TransactionLost(CatalogAway):
     """The catalog's database does not answer: {reason}"""
 
     # Nothing of the transaction was kept: the whole of it may be tried again.
+
+    @property
+    def answered(self) -> bool:
+        """The server itself undid it, for another transaction's sake."""
+        return bool(self.facts.get("answered"))
 
 
 class Database:
@@ -56,7 +64,7 @@ class Database:
         self._patience = patience
         with _told_as_away():
             self._engine = _engine(url)
-        self._writing = self._engine.execution_options(rehost_writes=True)
+        self._writing = self._engine.execution_options(**{_WRITES: True})
         found = self.patiently(self._version)
         if found != SCHEMA_VERSION:
             raise CatalogVersionMismatch(found=found, wanted=SCHEMA_VERSION)
@@ -73,16 +81,17 @@ class Database:
         """What `do` gives; it is called again while its transaction is lost, for as long as the patience lasts."""
         deadline = time.monotonic() + self._patience
         pause = _FIRST_PAUSE_SECONDS
-        while True:
+        for number in itertools.count(1):
             try:
                 return do()
             except TransactionLost as lost:
                 left = deadline - time.monotonic()
-                if left <= 0:
+                if left <= 0 and not (lost.answered and number < _TRIES_BESIDE_OTHERS):
                     raise CatalogAway(reason=lost.facts["reason"]) from lost
-                log.warning("%s It is tried again for %.0f seconds.", lost.message, left)
-                time.sleep(min(pause * random.uniform(0.5, 1), left))
+                log.warning("%s It is tried again for %.0f seconds.", lost.message, max(0, left))
+                time.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        raise AssertionError("unreachable")
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
@@ -97,7 +106,7 @@ class Database:
         Raises what the block raises, IntegrityError; CatalogAway, and TransactionLost where nothing was kept and it may
         be tried again.
         """
-        with _told_as_away(), Session(self._writing, expire_on_commit=False) as session:
+        with _told_as_away(), Session(self._writing, expire_on_commit=False, info={_WRITES: True}) as session:
             id = transaction_id(session) if self._engine.dialect.name == "postgresql" else None
             yield session
             session.flush()
@@ -128,6 +137,21 @@ class Database:
         self._engine.dispose()
 
 
+def held(session: Session, *, key: bool = False) -> dict[str, bool] | None:
+    """For `with_for_update`: in a writing session the row stays as it is read here, until the transaction ends.
+
+    `key`: rows that refer to it wait too. Who changes a job, its runs or its tests holds the job's row first: so all of
+    them come one after the other, and nobody waits for somebody who waits for him. SQLite has one writer at a time.
+    """
+    return {"key_share": not key} if session.info.get(_WRITES) else None
+
+
+def one_at_a_time(session: Session, lock: int) -> None:
+    """Nobody else passes here with the same number until this transaction ends. SQLite has one writer at a time."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(lock)))
+
+
 def now() -> datetime:
     """The time, aware, in UTC."""
     return datetime.now(UTC)
@@ -142,7 +166,7 @@ def changing_tables(url: str) -> Iterator[Connection]:
     with _told_as_away():
         engine = _engine(url, tables_change=True)
         try:
-            with engine.execution_options(rehost_writes=True).begin() as connection:
+            with engine.execution_options(**{_WRITES: True}).begin() as connection:
                 _take_tables_lock(connection)
                 yield connection
                 if connection.dialect.name == "sqlite" and connection.exec_driver_sql("PRAGMA foreign_key_check").all():
@@ -175,8 +199,9 @@ def _told_as_away() -> Iterator[None]:
     except IntegrityError:
         raise  # a rule of the catalog; whoever wrote knows which
     except DBAPIError as error:
-        again = passing(error) or _is_busy(error)
-        raise (TransactionLost if again else CatalogAway)(reason=_first_line(error)) from error
+        if passing(error) or _is_busy(error):
+            raise TransactionLost(reason=_first_line(error), answered=undone(error)) from error
+        raise CatalogAway(reason=_first_line(error)) from error
     except OSError as error:  # some broken connections are told so by PostgreSQL's driver
         raise TransactionLost(reason=_first_line(error)) from error
     except (SQLAlchemyError, ImportError) as error:
@@ -228,7 +253,7 @@ def _prepare_sqlite(connection: Any, _record: object, *, foreign_keys: bool) -> 
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    writes = connection.get_execution_options().get("rehost_writes", False)
+    writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import delete
 from sqlalchemy.exc import IntegrityError
 
-from rehost.catalog.database import Database, now
+from rehost.catalog.database import Database, held, now
 from rehost.catalog.tables import IdempotencyRow
 from rehost.errors import IdempotencyKeyBusy, IdempotencyKeyReused
 
@@ -40,7 +40,7 @@ class IdempotencyKeys:
             with self._database.write() as session:
                 moment = now()
                 session.execute(delete(IdempotencyRow).where(IdempotencyRow.created_at < moment - _KEPT))
-                row = session.get(IdempotencyRow, key)
+                row = session.get(IdempotencyRow, key, with_for_update=held(session))
                 if row is None:
                     session.add(IdempotencyRow(key=key, fingerprint=fingerprint, created_at=moment))
                     return None

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from rehost.catalog.database import Database, now
+from rehost.catalog.database import Database, held, now
 from rehost.catalog.image_uses import uses
 from rehost.catalog.jobs import job_row
 from rehost.catalog.paging import DEFAULT_LIMIT, page
@@ -94,7 +94,7 @@ class Images:
 
 def image_row(session: Session, id: str) -> ImageRow:
     """Raises ImageNotFound, also for an image that was deleted and whose files are on their way out."""
-    row = session.get(ImageRow, id)
+    row = session.get(ImageRow, id, with_for_update=held(session))
     if row is None or row.deleted_at is not None:
         raise ImageNotFound(id=id)
     return row

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from rehost.catalog import cron
 from rehost.catalog.bandwidth import limit_at
-from rehost.catalog.database import Database, now
+from rehost.catalog.database import Database, held, now, one_at_a_time
 from rehost.catalog.faults import Fault, fault_of, raise_faults
 from rehost.catalog.job import ExecuteAt, Incremental, JobSpec
 from rehost.catalog.names import name_from
@@ -46,6 +46,7 @@ from rehost.settings import Settings
 from rehost.verification.report import Failure
 
 MAX_JOBS = 1000
+_JOBS_LOCK = 0x5245_484F_4A4F  # PostgreSQL's advisory lock of whoever makes a job: "REHOJO"
 VALID_DAYS = 30
 
 
@@ -64,6 +65,7 @@ class Jobs:
         for attempt in range(2):
             try:
                 with self._database.write() as session:
+                    one_at_a_time(session, _JOBS_LOCK)  # so that what is counted stays true
                     raise_faults(list(conflicts(session, spec)))
                     row = self._new_row(session, spec)
                     session.add(row)
@@ -298,7 +300,8 @@ def conflicts(
     session: Session, spec: JobSpec, *, in_use: bool = True, faulty: Collection[str] = frozenset()
 ) -> Iterator[Fault]:
     """What of a new job only one job may have, and another one has; what it names and is not there."""
-    source = None if "source_id" in faulty else session.get(SourceRow, spec.source_id)
+    lock = held(session, key=True)
+    source = None if "source_id" in faulty else session.get(SourceRow, spec.source_id, with_for_update=lock)
     if source is None and "source_id" not in faulty:
         yield fault_of(SourceNotFound(id=spec.source_id), "/source_id")
     if source is not None and source.state != SourceState.AVAILABLE:
@@ -340,7 +343,7 @@ def next_scheduled(rule: Incremental, since: datetime, moment: datetime, hour_se
 
 def job_row(session: Session, id: str) -> JobRow:
     """Raises JobNotFound."""
-    row = session.get(JobRow, id)
+    row = session.get(JobRow, id, with_for_update=held(session))
     if row is None:
         raise JobNotFound(id=id)
     return row

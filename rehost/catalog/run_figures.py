@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import case, select, update
 
-from rehost.catalog.database import Database
+from rehost.catalog.database import Database, held
 from rehost.catalog.jobs import job_row
 from rehost.catalog.states import JobStatus, RunStatus
 from rehost.catalog.tables import JobRow, RunRow, VerificationRow
@@ -49,7 +49,7 @@ class RunFigures:
     def record_stage_seconds(self, run_id: str, seconds: dict[str, float]) -> None:
         """How long each stage of the run took. Raises RunNotFound."""
         with self._database.write() as session:
-            row = session.get(RunRow, run_id)
+            row = session.get(RunRow, run_id, with_for_update=held(session))
             if row is None:
                 raise RunNotFound(id=run_id)
             row.figures = {**(row.figures or {}), STAGE_SECONDS: {k: round(v, 3) for k, v in seconds.items()}}

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from rehost.catalog.database import Database, now
+from rehost.catalog.database import Database, held, now
 from rehost.catalog.job import ExecuteAt, JobSpec
 from rehost.catalog.jobs import job_row
 from rehost.catalog.paging import DEFAULT_LIMIT, page
@@ -406,6 +406,9 @@ def _run_row(session: Session, id: str) -> RunRow:
     row = session.get(RunRow, id)
     if row is None:
         raise RunNotFound(id=id)
+    if (lock := held(session)) is not None:
+        job_row(session, row.job_id)  # which is held now; the run as it stands after whoever held it before
+        session.refresh(row, with_for_update=lock)
     return row
 
 

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
-from rehost.catalog.database import Database, now
+from rehost.catalog.database import Database, held, now
 from rehost.catalog.names import name_from
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.records import Page, Source
@@ -156,7 +156,7 @@ class Sources:
 
 def source_row(session: Session, id: str) -> SourceRow:
     """Raises SourceNotFound."""
-    row = session.get(SourceRow, id)
+    row = session.get(SourceRow, id, with_for_update=held(session, key=True))
     if row is None:
         raise SourceNotFound(id=id)
     return row

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
-from rehost.catalog.database import Database, now
+from rehost.catalog.database import Database, held, now
 from rehost.catalog.jobs import job_row, locked_job, touch
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.records import Page, VerificationRecord
@@ -257,9 +257,12 @@ def _image(session: Session, id: str) -> ImageRow:
 
 
 def _row(session: Session, id: str) -> VerificationRow:
-    row = session.get(VerificationRow, id, with_for_update=True)
+    row = session.get(VerificationRow, id)
     if row is None:
         raise VerificationNotFound(id=id)
+    if (lock := held(session)) is not None:
+        job_row(session, row.job_id)  # first, as everybody does
+        session.refresh(row, with_for_update=lock)
     return row
 
 
