@@ -136,7 +136,8 @@ def _is_uuid(text: str) -> bool:
 
 
 def _encode(at: datetime, given: int) -> str:
-    micros = (at - _EPOCH) // timedelta(microseconds=1)
+    plain = datetime.fromisoformat(at.isoformat())  # Prefect's times are of another class, whose differences are too
+    micros = (plain - _EPOCH) // timedelta(microseconds=1)
     return base64.urlsafe_b64encode(f"{micros}:{given}".encode()).decode().rstrip("=")
 
 

@@ -5,6 +5,7 @@ Both deployments, `migrate` and `sync`, run this; they differ in what sets them 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import signal
 from typing import Any
@@ -65,12 +66,14 @@ def _do(order: Order, run: Run) -> State[Any]:
                 opened.set_stage(order.job_id, BusinessStatus.CLEANING)
         with catalog() as opened:
             opened.finish_run(run.id)
+        _say_next(order.job_id)
         forget_old_images()
         forget_old_snapshots()
     except RehostError as error:
         log.error("%s: %s %s", error.code, error.message, error.remedy)
         with catalog() as opened:
             opened.fail_run(run.id, error)
+        _say_next(order.job_id)
         return Failed(message=f"{error.code}: {error.message} {error.remedy}")
     except TerminationSignal:
         with catalog() as opened:
@@ -81,6 +84,13 @@ def _do(order: Order, run: Run) -> State[Any]:
             opened.fail_run(run.id, RunCrashed(reason=f"{type(error).__name__}: {error}"))
         raise
     return Completed(message="Every image that was asked for exists and proved itself.")
+
+
+def _say_next(job_id: str) -> None:
+    with contextlib.suppress(RehostError):  # what is said last changes nothing
+        with catalog() as opened:
+            job = opened.job(job_id)
+        get_run_logger().info("The job is %s. %s", job.status, job.next_step)
 
 
 def die_with_the_worker() -> None:

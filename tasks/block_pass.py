@@ -53,13 +53,13 @@ def blocks_of_pass(
     for area in copied.copy.report.areas:
         if area.area.device is not None:
             log.info(
-                "partition %s: %d bytes in use (%s%s), %d bytes read, %d bytes changed",
+                "partition %s: %s bytes in use (%s%s), %s bytes read, %s bytes changed",
                 area.area.device,
-                area.used_bytes,
+                f"{area.used_bytes:,}",
                 area.rule,
                 f": {area.reason}" if area.reason else "",
-                area.bytes_read,
-                area.bytes_changed,
+                f"{area.bytes_read:,}",
+                f"{area.bytes_changed:,}",
             )
     if tracked is not None and this.job.disks.change_tracking:
         told = [_FULL.format(reason=reason) for reason in dict.fromkeys(tracked.reasons)]

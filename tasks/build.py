@@ -60,7 +60,7 @@ def build_disk(this: Pass, snapshot_id: str) -> DiskImage:
     progress.finish()
     log = get_run_logger()
     for disk in image.disks:
-        log.info("%s: %d bytes, sha256 %s", disk.location, disk.file_size, disk.sha256)
+        log.info("%s: %s bytes, sha256 %s", disk.location, f"{disk.file_size:,}", disk.sha256)
     for warning in image.warnings:
         log.warning("%s", warning)
     return image
@@ -98,7 +98,7 @@ def build_container(this: Pass, snapshot_id: str) -> ContainerImage:
         image = make_container(tree, inventory, request, folder, progress)
     _remember(this, image)
     progress.finish()
-    get_run_logger().info("%s: %s, %d bytes", image.reference, image.engine_id, image.size)
+    get_run_logger().info("%s: %s, %s bytes", image.reference, image.engine_id, f"{image.size:,}")
     for warning in image.warnings:
         get_run_logger().warning("%s", warning)
     return image

@@ -8,6 +8,7 @@ holds the source anew.
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack, suppress
 
 from prefect.logging import get_run_logger
@@ -19,7 +20,7 @@ from rehost.replication.snapshots import VolumeConsistency
 from rehost.source.hold import Held, Hooks, hold
 from rehost.source.inventory import Inventory
 from rehost.source.session import Session
-from tasks.run_pass import Pass, source_session
+from tasks.run_pass import Pass, add_notes, source_session
 
 _HELD = ("lvm", "btrfs")  # methods whose names and contents are of one moment
 
@@ -34,6 +35,7 @@ class Holding:
         self._this = this
         self._stack = ExitStack()
         self._open: tuple[Session, Held] | None = None
+        self._held_since = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -64,6 +66,7 @@ class Holding:
             session = stack.enter_context(source_session(self._this))
             held = stack.enter_context(hold(session, self.plan.volumes, method=method, hooks=self.hooks))
             self.consistency = held.consistency
+            self._held_since = time.monotonic()
             self._open = session, held
             self._stack = stack.pop_all()
         log = get_run_logger()
@@ -76,6 +79,11 @@ class Holding:
         """Let go of the source. Raises SnapshotOverflow where what was read is worth nothing."""
         assert self._open is not None
         self._open[1].release()
+        if self.of_one_moment:
+            held = time.monotonic() - self._held_since
+            add_notes(
+                self._this, [f"Snapshots held the source still for {held:.1f} s; its programs went on meanwhile."]
+            )
 
     def close(self) -> None:
         """End the session, whatever became of it; what is still held is let go of."""

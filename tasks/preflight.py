@@ -21,6 +21,7 @@ def preflight(this: Pass) -> None:
     Raises NeedsUnmet, StoreUnreadable and every SourceError.
     """
     log = get_run_logger()
+    log.info("%s", beginning(this))
     progress = this.progress("preflight")
     reap_workspaces()
     wanted: set[Purpose] = {"service"}
@@ -55,3 +56,15 @@ def preflight(this: Pass) -> None:
         sum(volume.used_bytes for volume in inventory.volumes) / 1e9,
     )
     progress.finish()
+
+
+def beginning(this: Pass) -> str:
+    """What the run is about to do, in a sentence."""
+    image, container = this.job.targets.image, this.job.targets.container_image
+    wanted = []
+    if image is not None:
+        wanted.append(f"a disk image ({', '.join(image.formats)})")
+    if container is not None:
+        wanted.append(f"a container image ({container.namespace}/{container.repository}:{container.tag})")
+    proven = ", each of which must prove itself" if this.job.verification.enabled else ""
+    return f"Run {this.run.id} of the job {this.job.name}: {this.source.name} becomes {' and '.join(wanted)}{proven}."

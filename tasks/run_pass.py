@@ -23,6 +23,7 @@ from rehost.run_progress import RunProgress
 from rehost.settings import Region, Settings, settings
 from rehost.source.connect import open_session
 from rehost.source.session import Session, TellsNotes
+from tasks.quiet import tell_a_story
 from tasks.reporting import StageProgress, telling
 
 _LEDGER = "images"
@@ -132,6 +133,7 @@ def open_pass(run: Run) -> Iterator[Pass]:
 
     So do the folders of images that were begun and are in no catalog; the store and the images are not in it.
     """
+    tell_a_story()
     with catalog() as opened:
         job = opened.job(run.job_id)
         before = opened.stage_seconds(job.id)

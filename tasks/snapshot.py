@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
+import pyarrow.parquet as pq
 from prefect import task
 from prefect.logging import get_run_logger
 
@@ -31,7 +32,7 @@ def snapshot(this: Pass) -> tuple[Path, Holding]:
     except BaseException:
         holding.close()
         raise
-    get_run_logger().info("the files table is complete: %s", table.name)
+    get_run_logger().info("%s names were found on the source", f"{pq.read_metadata(table).num_rows:,}")
     return table, holding
 
 

@@ -101,12 +101,10 @@ def _transfer(this: Pass, table: Path, holding: Holding) -> tuple[str, TransferR
     progress.finish()
     log = get_run_logger()
     log.info(
-        "%d of %d files were read, %d bytes are new, %d bytes came over the wire",
-        report.files_changed,
-        report.files_total,
-        report.bytes_new,
-        report.bytes_on_wire,
+        f"{report.files_changed:,} of {report.files_total:,} files were read, {report.bytes_new:,} bytes are new, "
+        f"{report.bytes_on_wire:,} bytes came over the wire"
     )
+    log.info("all of it is safe in the store as the snapshot %s; from here on the source is not asked again", taken.id)
     for note in notes(this):
         log.info("%s", note)
     for names, told in (

@@ -111,11 +111,15 @@ def copy_blocks(
     if tracked is not None and tracked.works:
         only, written = tracked.since_parent(chosen), functools.partial(tracked.since_last, chosen)
 
+    waited: list[float] = []
+
     @contextlib.contextmanager
     def still() -> Iterator[Frozen]:
         # A freeze that ended early is told when it is let go: then nothing of the last pass is used.
-        with freeze(session, points, hooks=hooks) if points else contextlib.nullcontext():
+        with freeze(session, points, hooks=hooks) if points else contextlib.nullcontext(None) as frozen:
             yield _Holds()
+        if frozen is not None:
+            waited.append(frozen.seconds)
 
     done = converge(
         blocks,
@@ -128,7 +132,7 @@ def copy_blocks(
         only=only,
         progress=progress,
     )
-    told = tuple(_consistency(volume, len(done.passes)) for volume in plan.in_blocks)
+    told = tuple(_consistency(volume, len(done.passes), sum(waited)) for volume in plan.in_blocks)
     return CopiedBlocks(done.copy, done.passes, told)
 
 
@@ -138,9 +142,9 @@ def freezable(volumes: Sequence[Volume]) -> list[str]:
     return sorted(by_device.values())
 
 
-def _consistency(volume: Volume, passes: int) -> VolumeConsistency:
+def _consistency(volume: Volume, passes: int, seconds: float) -> VolumeConsistency:
     if volume.filesystem in _FREEZABLE:
-        detail = f"frozen for the last of {passes} passes"
+        detail = f"frozen for {seconds:.1f} s, for the last of {passes} passes"
         return VolumeConsistency(mount_point=volume.mount_point, method="freeze", detail=detail)
     detail = f"{volume.filesystem} cannot be frozen"
     return VolumeConsistency(mount_point=volume.mount_point, method="live", detail=detail)
