@@ -133,7 +133,6 @@ def open_pass(run: Run) -> Iterator[Pass]:
 
     So do the folders of images that were begun and are in no catalog; the store and the images are not in it.
     """
-    tell_a_story()
     with catalog() as opened:
         job = opened.job(run.job_id)
         before = opened.stage_seconds(job.id)
@@ -158,6 +157,7 @@ def open_trial(test: VerificationRecord) -> Iterator[Pass]:
 
 @contextmanager
 def _in_workspace(run: Run, job: Job, name: str, bar: RunProgress) -> Iterator[Pass]:
+    tell_a_story()
     with catalog() as opened:
         source = opened.source(run.source_id)
     workspace = workspaces(settings()) / name

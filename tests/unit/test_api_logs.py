@@ -138,9 +138,7 @@ def test_every_line_is_on_one_page_whatever_is_said_meanwhile(
 def test_a_cursor_that_no_log_gave_is_refused() -> None:
     for cursor in ("", "abc", "!", "MToxOjE"):
         with pytest.raises(InvalidParameter):
-            asyncio.run(
-                read(Prefect([]), {}, level=LogLevel.INFO, order="newest", limit=1, cursor=cursor)  # type: ignore[arg-type]
-            )
+            asyncio.run(read(Prefect([]), {}, level=LogLevel.INFO, order="newest", limit=1, cursor=cursor))
 
 
 def test_a_message_cannot_act_on_a_terminal_or_a_page() -> None:
