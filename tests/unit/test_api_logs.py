@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import given, strategies as st
+from hypothesis import given, settings as hypothesis_settings, strategies as st
 from prefect.client.schemas.filters import LogFilter
 from prefect.client.schemas.objects import Log
 from prefect.client.schemas.sorting import LogSort
@@ -41,7 +41,8 @@ def job(client: TestClient, catalog: Catalog, source_id: str, orders: Orders) ->
     orders.answers["read_logs"] = Page[LogEntry](items=(LogEntry.model_validate(_ENTRY),), next_cursor="next", total=7)
     job = created(client, source_id, execution={"mode": "create_only"})
     for flow_run_id in ("flow-1", "flow-2"):
-        run = catalog.begin_run(job["id"], kind="manual", flow_run_id=flow_run_id)
+        run = catalog.begin_run(job["id"], kind="manual")
+        catalog.attach_flow_run(run.id, flow_run_id)
         if flow_run_id == "flow-1":
             catalog.stop_run(run.id)
     return job
@@ -109,6 +110,7 @@ _FLOW_RUN = UUID(int=1)
 _BEGAN = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
 
+@hypothesis_settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.integers(0, 5), max_size=40), st.integers(1, 7), st.sampled_from(["newest", "oldest"]), st.booleans()
 )

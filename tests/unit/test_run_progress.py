@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from rehost.catalog.job import JobSpec
 from rehost.catalog.stages import USUAL_SECONDS, expected_seconds, stages_of
@@ -35,6 +35,7 @@ def spec(**fields: object) -> JobSpec:
     return JobSpec.model_validate({"source_id": "s-1", "region_id": "local", **fields})
 
 
+@settings(deadline=None)
 @given(_STAGES, st.dictionaries(st.sampled_from(list(USUAL_SECONDS)), st.floats(0, 1e6)), _EVENTS)
 def test_the_bar_never_goes_back_and_is_never_full_before_the_end(
     stages: list[str], before: dict[str, float], events: list[tuple[str, str, int, int, float]]
@@ -60,6 +61,7 @@ def test_the_bar_never_goes_back_and_is_never_full_before_the_end(
         last = told.percent
 
 
+@settings(deadline=None)
 @given(_STAGES, st.data())
 def test_any_stages_end_at_the_same_place_and_none_of_them_jumps(stages: list[str], data: st.DataObject) -> None:
     clock = Clock()
