@@ -8,15 +8,17 @@ from importlib.metadata import version
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from api import problems
+from api import document, problems
 from api.console.router import install_console
 from api.dependencies import TheCatalog, refuse_unknown_parameters
+from api.envelope import Envelope
 from api.events import Hub
-from api.limits import RequestSizeLimit
+from api.limits import RequestLimits
+from api.measures import Measures
 from api.models import Health
-from api.problems import responses
 from api.routers import batch, events, images, jobs, logs, regions, sources, verifications
 from api.security import authenticate
+from api.strict_json import refuse_ambiguous_json
 from rehost.catalog.catalog import Catalog
 from rehost.settings import Settings
 
@@ -42,12 +44,16 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("rehost"),
         lifespan=lifespan,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,  # what generated clients call their functions
     )
+    measures = Measures()
     app.state.settings = settings
     problems.install(app)
-    app.add_middleware(RequestSizeLimit)
+    document.install(app)
+    app.add_middleware(RequestLimits)
+    app.add_middleware(Envelope, measures=measures)
 
-    @app.get("/healthz", tags=["health"], dependencies=[Depends(refuse_unknown_parameters)], responses=responses(503))
+    @app.get("/healthz", tags=["health"], dependencies=[Depends(refuse_unknown_parameters)])
     def healthz(catalog: TheCatalog) -> Health:
         """The API runs and its catalog answers; needs no key."""
         catalog.ping()
@@ -55,8 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     v1 = APIRouter(
         prefix="/v1",
-        dependencies=[Depends(authenticate), Depends(refuse_unknown_parameters)],
-        responses=responses(401, 403, 500),
+        dependencies=[Depends(authenticate), Depends(refuse_unknown_parameters), Depends(refuse_ambiguous_json)],
     )
     routers = (sources, batch, jobs, events, logs, images, verifications, regions)
     for router in (module.router for module in routers):

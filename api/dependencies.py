@@ -112,15 +112,15 @@ def get_place(
 
 
 def refuse_unknown_parameters(request: Request) -> None:
-    """Raises InvalidParameter for query parameters that the route does not have."""
+    """Raises InvalidParameter for query parameters that the route does not have, and for a NUL in one that it has."""
     known = set(_query_names(request.scope["route"].dependant))
-    raise_faults(
-        [
-            Fault(f"?{name}", "is no parameter of this request")
-            for name in dict.fromkeys(request.query_params)
-            if name not in known
-        ]
-    )
+    faults: dict[str, Fault] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in known:
+            faults.setdefault(name, Fault(f"?{name}", "is no parameter of this request"))
+        elif "\0" in value:  # PostgreSQL has no such text
+            faults.setdefault(name, Fault(f"?{name}", "has a NUL"))
+    raise_faults(list(faults.values()))
 
 
 def _query_names(dependant: Dependant) -> Iterator[str]:

@@ -11,16 +11,22 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
-from starlette.routing import compile_path
+from starlette.routing import Match
+from starlette.types import Scope
 
+from api.request_ids import request_id
 from rehost.catalog.faults import Fault, faults_of, raise_faults
 from rehost.errors import (
+    Invalid,
     InvalidParameter,
+    MediaTypeUnsupported,
     MethodNotAllowed,
     RangeNotSatisfiable,
     RehostError,
     RouteNotFound,
+    TooManyRequests,
     Unauthenticated,
+    UnexpectedFault,
 )
 
 log = logging.getLogger(__name__)
@@ -47,27 +53,22 @@ class Problem(BaseModel):
     code: str
     remedy: str
     retryable: bool
+    request_id: str
     errors: list[FieldFault]
-
-
-class UnexpectedFault(RehostError):
-    """The API failed in an unexpected way."""
-
-    code = "Internal"
-    remedy = "Look at the log of the API; the cause is in its last lines."
 
 
 def problem_of(error: RehostError, path: str) -> Problem:
     """What a request at that path answers that failed with this error."""
     return Problem(
         type=f"urn:rehost:error:{error.code}",
-        title=re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__).capitalize(),
+        title=_title(type(error)),
         status=error.http_status,
         detail=error.message,
         instance=path,
         code=error.code,
         remedy=error.remedy,
         retryable=error.retryable,
+        request_id=request_id(),
         errors=[
             FieldFault(pointer=pointer, message=message, code=next(iter(code), error.code))
             for pointer, message, *code in error.facts.get("errors", [])
@@ -85,6 +86,8 @@ def problem(error: RehostError, path: str) -> Response:
         headers["Content-Range"] = f"bytes */{error.facts['size']}"
     if error.http_status == 503:
         headers["Retry-After"] = "5"
+    if isinstance(error, TooManyRequests):
+        headers["Retry-After"] = str(error.facts["retry_after"])
     return JSONResponse(body.model_dump(), error.http_status, headers, MEDIA_TYPE)
 
 
@@ -94,28 +97,36 @@ def install(app: FastAPI) -> None:
     async def on_rehost_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RehostError)
         if error.http_status >= 500:
-            log.error("%s %s: %s: %s", request.method, request.url.path, error.code, error.message)
+            log.error("%s %r: %s: %s", request.method, request.url.path, error.code, error.message)
         return problem(error, request.url.path)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return problem(_invalid(error), request.url.path)
+        return problem(_wrong_type(request, error) or _invalid(error), request.url.path)
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        answer = problem(_of_status(error.status_code, request), request.url.path)
-        if error.status_code == 405:
-            answer.headers["Allow"] = ", ".join(_allowed(app, request.url.path))
+        if error.status_code != 405:
+            return problem(_of_status(error.status_code, request), request.url.path)
+        methods = _allowed(app, request.scope)
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": methods})
+        answer = problem(MethodNotAllowed(method=request.method, path=request.url.path), request.url.path)
+        answer.headers["Allow"] = methods
         return answer
-
-    async def on_unexpected(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return problem(UnexpectedFault(), request.url.path)
 
     app.add_exception_handler(RehostError, on_rehost_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(Exception, on_unexpected)
+
+
+def _wrong_type(request: Request, error: RequestValidationError) -> RehostError | None:
+    """The body was not taken for JSON, because it was not said to be; None where that is not what is wrong."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip()
+    is_json = re.fullmatch(r"application/([\w.+-]+\+)?json", given, re.IGNORECASE | re.ASCII) is not None
+    if is_json or not isinstance(error.body, bytes):
+        return None
+    return MediaTypeUnsupported(path=request.url.path, wanted="application/json", given=given or "no type")
 
 
 def _invalid(error: RequestValidationError) -> RehostError:
@@ -137,27 +148,60 @@ def _invalid(error: RequestValidationError) -> RehostError:
     return InvalidParameter("The request is not valid.")
 
 
-def _allowed(app: FastAPI, path: str) -> list[str]:
-    """The methods of a path. Starlette's own answer names those of the first route alone."""
-    templates = app.openapi()["paths"]
-    return sorted(
-        method.upper()
-        for template, operations in templates.items()
-        if compile_path(template)[0].match(path)
-        for method in operations
-    )
+def methods_of(app: FastAPI, scope: Scope) -> set[str]:
+    """The methods that routes of this path are made for. Starlette's own answer names those of the first one alone."""
+    return {
+        method
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in app.router.routes)
+    }
+
+
+def _allowed(app: FastAPI, scope: Scope) -> str:
+    found = methods_of(app, scope)
+    return ", ".join(sorted({*found, "OPTIONS"} | ({"HEAD"} if "GET" in found else set())))
 
 
 def _of_status(status: int, request: Request) -> RehostError:
     if status == 404:
         return RouteNotFound(method=request.method, path=request.url.path)
-    if status == 405:
-        return MethodNotAllowed(method=request.method, path=request.url.path)
     if 400 <= status < 500:
         return InvalidParameter("The body cannot be read.", [("", "is no valid JSON")])
     return UnexpectedFault()
 
 
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI document: these statuses answer a problem."""
-    return {status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in statuses}
+def responses(*errors: type[RehostError] | int) -> dict[int | str, dict[str, Any]]:
+    """For the document of the API: a request of this kind can end with these errors."""
+    told: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        if isinstance(error, int):
+            told.setdefault(error, {"description": "", "content": {MEDIA_TYPE: {"examples": {}}}})
+            continue
+        answer = told.setdefault(error.http_status, {"description": "", "content": {MEDIA_TYPE: {"examples": {}}}})
+        answer["content"][MEDIA_TYPE]["examples"][error.code] = {"value": _example(error)}
+    return told
+
+
+def _example(error: type[RehostError]) -> dict[str, Any]:
+    """The problem of an error class, with the names of its facts where a real one has the facts."""
+    faults = (
+        [{"pointer": "/name", "message": "starts with a letter", "code": error.code}]
+        if issubclass(error, Invalid)
+        else []
+    )
+    return {
+        "type": f"urn:rehost:error:{error.code}",
+        "title": _title(error),
+        "status": error.http_status,
+        "detail": " ".join((error.__doc__ or "").split()),
+        "instance": "/v1/jobs",
+        "code": error.code,
+        "remedy": error.remedy,
+        "retryable": error.retryable,
+        "request_id": "5f2d1c0e9b8a7766",
+        "errors": faults,
+    }
+
+
+def _title(error: type[RehostError]) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", error.__name__).capitalize()

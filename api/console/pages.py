@@ -17,9 +17,8 @@ from api.console.access import COOKIE, Visitor
 from api.console.rendering import render
 from api.console.sessions import LIFE_SECONDS, Flash, Session
 from api.once import Once
-from api.problems import UnexpectedFault
 from rehost.catalog.catalog import Catalog
-from rehost.errors import InvalidParameter, RehostError, RouteNotFound, Unauthenticated
+from rehost.errors import InvalidParameter, RehostError, RouteNotFound, Unauthenticated, UnexpectedFault
 
 _MAX_KEY = 64
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from api import launch
 from api.dependencies import TheCatalog, TheOrchestration
 from api.problems import Problem, problem_of, responses
 from rehost.catalog.records import Job
-from rehost.errors import RehostError
+from rehost.errors import OrchestrationAway, RehostError
 from rehost.ids import new_id
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -56,7 +56,7 @@ class BatchAnswer(BaseModel):
     items: list[BatchItem]
 
 
-@router.post("/start", responses=responses(422, 503))
+@router.post("/start", responses=responses(OrchestrationAway))
 def start_jobs(
     batch: Annotated[Batch, Body(examples=[_EXAMPLE])], catalog: TheCatalog, orchestration: TheOrchestration
 ) -> BatchAnswer:
@@ -69,7 +69,7 @@ def start_jobs(
     return _each(batch, lambda id: launch.start_job(catalog, orchestration, id, batch_id=batch_id), "start")
 
 
-@router.post("/stop", responses=responses(422, 503))
+@router.post("/stop", responses=responses(OrchestrationAway))
 def stop_jobs(
     batch: Annotated[Batch, Body(examples=[_EXAMPLE])], catalog: TheCatalog, orchestration: TheOrchestration
 ) -> BatchAnswer:

@@ -9,6 +9,7 @@ from starlette.responses import Response, StreamingResponse
 
 from api.events import Hub
 from api.problems import responses
+from rehost.errors import JobNotFound, StreamsTooMany
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -23,7 +24,7 @@ def get_hub(request: Request) -> Hub:
     "/{id}/events",
     response_class=Response,
     responses={
-        **responses(404, 422, 429, 503),
+        **responses(JobNotFound, StreamsTooMany),
         200: {"description": "events, until the job rests", "content": {MEDIA_TYPE: {"schema": {"type": "string"}}}},
         204: {"description": "the job rests, and `Last-Event-ID` says that its result has arrived: do not come back"},
     },

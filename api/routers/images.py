@@ -12,6 +12,7 @@ from api.downloads import HEADERS, download
 from api.models import ImageAnswer, ImageChange, image_answer
 from api.problems import responses
 from rehost.catalog.records import Page
+from rehost.errors import ImageDiskNotFound, ImageFileNotFound, ImageInUse, ImageNotFound, RangeNotSatisfiable
 from rehost.images.files import archive_file, disk_file
 from rehost.images.removal import remove_deleted
 
@@ -25,11 +26,11 @@ _DOWNLOAD: dict[int | str, dict[str, Any]] = {
     200: {"description": "the whole file", "headers": HEADERS, **_FILE},
     206: {"description": "the range that was asked for", "headers": HEADERS, **_FILE},
     304: {"description": "`If-None-Match` names the file as it is"},
-    **responses(404, 416, 422),
+    **responses(ImageNotFound, ImageDiskNotFound, ImageFileNotFound, RangeNotSatisfiable),
 }
 
 
-@router.get("", responses=responses(422))
+@router.get("")
 def list_images(catalog: TheCatalog, place: ThePlace) -> Page[ImageAnswer]:
     """All images, newest first."""
     page = catalog.images(limit=place.limit, cursor=place.cursor)
@@ -37,19 +38,19 @@ def list_images(catalog: TheCatalog, place: ThePlace) -> Page[ImageAnswer]:
     return Page[ImageAnswer](items=items, next_cursor=page.next_cursor, total=page.total)
 
 
-@router.get("/{id}", responses=responses(404))
+@router.get("/{id}", responses=responses(ImageNotFound))
 def show_image(id: str, catalog: TheCatalog) -> ImageAnswer:
     """One image: what the catalog knows of it, and what its image.json says."""
     return image_answer(catalog.image(id))
 
 
-@router.patch("/{id}", responses=responses(404, 422))
+@router.patch("/{id}", responses=responses(ImageNotFound))
 def change_image(id: str, change: ImageChange, catalog: TheCatalog) -> ImageAnswer:
     """Mark the image as used, or no longer: what is in use is not deleted, by no rule and no request."""
     return image_answer(catalog.mark_image(id, in_use=change.in_use))
 
 
-@router.delete("/{id}", status_code=204, responses=responses(404, 409))
+@router.delete("/{id}", status_code=204, responses=responses(ImageNotFound, ImageInUse))
 def delete_image(id: str, catalog: TheCatalog, settings: TheSettings) -> Response:
     """Delete the image with its files, its copy in the container engine and the evidence of its tests.
 

@@ -18,6 +18,27 @@ from rehost.catalog.plan import Plan
 from rehost.catalog.records import Job, Page, Run, VerificationRecord
 from rehost.catalog.request import JobRequest, judge
 from rehost.catalog.states import BusinessStatus, JobStatus
+from rehost.errors import (
+    IdempotencyKeyBusy,
+    ImageNameUsedByJob,
+    ImageNotVerified,
+    Invalid,
+    JobInvalidBusinessStatus,
+    JobInvalidStatus,
+    JobNameDuplicate,
+    JobNoImage,
+    JobNotFound,
+    JobQuotaExceeded,
+    OrchestrationAway,
+    RegionNotFound,
+    RehostError,
+    SourceError,
+    SourceHasUnfinishedJob,
+    SourceNotFound,
+    SourceStateInvalid,
+    VerificationUnderWay,
+    error_classes,
+)
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -34,13 +55,37 @@ _CHANGES = [
     {"description": "The shop", "tags": {"team": "web", "old": None}},
     {"incremental": {"interval_hours": 12}, "replication": {"bandwidth_limit_kbps": 2000}},
 ]
+_CHANGE_ERRORS: tuple[type[RehostError], ...] = (
+    JobNotFound,
+    JobInvalidStatus,
+    JobNameDuplicate,
+    ImageNameUsedByJob,
+    *error_classes(Invalid),
+    OrchestrationAway,
+)
+_CREATE_ERRORS: tuple[type[RehostError], ...] = (
+    SourceNotFound,
+    RegionNotFound,
+    *error_classes(SourceError),  # `scan` connects
+    SourceStateInvalid,
+    SourceHasUnfinishedJob,
+    JobNameDuplicate,
+    ImageNameUsedByJob,
+    JobQuotaExceeded,
+    IdempotencyKeyBusy,
+    *error_classes(Invalid),
+    OrchestrationAway,
+)
 
 
 @router.post(
     "",
     status_code=201,
     response_model=Job,
-    responses={**responses(404, 409, 422, 503), 200: {"model": Plan, "description": "with `dry_run`: the plan alone"}},
+    responses={
+        **responses(*_CREATE_ERRORS),
+        200: {"model": Plan, "description": "with `dry_run`: the plan alone"},
+    },
 )
 def create_job(
     request: Annotated[JobRequest, Body(examples=[_EXAMPLE])],
@@ -74,7 +119,7 @@ def create_job(
     return once.answer(request.spec, make)
 
 
-@router.get("", responses=responses(422))
+@router.get("")
 def list_jobs(
     catalog: TheCatalog,
     place: ThePlace,
@@ -103,13 +148,13 @@ def list_jobs(
     )
 
 
-@router.get("/{id}", responses=responses(404))
+@router.get("/{id}", responses=responses(JobNotFound))
 def show_job(id: str, catalog: TheCatalog) -> Job:
     """One job as it stands."""
     return catalog.job(id)
 
 
-@router.patch("/{id}", responses=responses(404, 409, 422, 503))
+@router.patch("/{id}", responses=responses(*_CHANGE_ERRORS))
 def change_job(
     id: str,
     patch: Annotated[JobPatch, Body(examples=_CHANGES)],
@@ -126,25 +171,33 @@ def change_job(
     return change.change_job(catalog, orchestration, id, patch, moment)
 
 
-@router.post("/{id}/start", responses=responses(404, 409, 503))
+@router.post("/{id}/start", responses=responses(JobNotFound, JobInvalidStatus, OrchestrationAway))
 def start_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
     """Begin a run. After a stop or a failure it goes on from what already arrived."""
     return launch.start_job(catalog, orchestration, id)
 
 
-@router.post("/{id}/stop", responses=responses(404, 409, 503))
+@router.post(
+    "/{id}/stop", responses=responses(JobNotFound, JobInvalidStatus, JobInvalidBusinessStatus, OrchestrationAway)
+)
 def stop_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
     """Stop a job that is syncing or waiting. A syncing one is Stopped when its programs have ended."""
     return launch.stop_job(catalog, orchestration, id)
 
 
-@router.post("/{id}/verify", responses=responses(404, 409, 503))
+@router.post(
+    "/{id}/verify",
+    responses=responses(JobNotFound, JobInvalidStatus, VerificationUnderWay, JobNoImage, OrchestrationAway),
+)
 def verify_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
     """Test the newest images again. The job keeps its state; `latest_verification` tells how the test stands."""
     return actions.verify_job(catalog, orchestration, id)
 
 
-@router.post("/{id}/cut-over", responses=responses(404, 409, 422, 503))
+@router.post(
+    "/{id}/cut-over",
+    responses=responses(JobNotFound, JobInvalidStatus, JobNoImage, ImageNotVerified, OrchestrationAway),
+)
 def cut_over_job(
     id: str, catalog: TheCatalog, orchestration: TheOrchestration, order: Annotated[CutOver | None, Body()] = None
 ) -> Job:
@@ -152,19 +205,19 @@ def cut_over_job(
     return actions.cut_over_job(catalog, orchestration, id, sync=order is not None and order.sync)
 
 
-@router.delete("/{id}", status_code=204, response_class=Response, responses=responses(404, 409))
+@router.delete("/{id}", status_code=204, response_class=Response, responses=responses(JobNotFound, JobInvalidStatus))
 def delete_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration, settings: TheSettings) -> None:
     """Remove the job, its runs and verifications, its schedule and its change tracker. Its images stay."""
     actions.delete_job(catalog, orchestration, settings, id)
 
 
-@router.get("/{id}/runs", responses=responses(404))
+@router.get("/{id}/runs", responses=responses(JobNotFound))
 def list_runs(id: str, catalog: TheCatalog, place: ThePlace) -> Page[Run]:
     """The runs of a job, newest first."""
     return catalog.runs(id, limit=place.limit, cursor=place.cursor)
 
 
-@router.get("/{id}/images", responses=responses(404))
+@router.get("/{id}/images", responses=responses(JobNotFound))
 def list_job_images(id: str, catalog: TheCatalog, place: ThePlace) -> Page[ImageAnswer]:
     """The images of a job, newest first."""
     page = catalog.images(job_id=id, limit=place.limit, cursor=place.cursor)
@@ -172,7 +225,7 @@ def list_job_images(id: str, catalog: TheCatalog, place: ThePlace) -> Page[Image
     return Page[ImageAnswer](items=items, next_cursor=page.next_cursor, total=page.total)
 
 
-@router.get("/{id}/verifications", responses=responses(404))
+@router.get("/{id}/verifications", responses=responses(JobNotFound))
 def list_verifications(id: str, catalog: TheCatalog, place: ThePlace) -> Page[VerificationRecord]:
     """The verifications of a job's images, newest first."""
     return catalog.verifications(id, limit=place.limit, cursor=place.cursor)

@@ -10,11 +10,12 @@ from api.dependencies import TheCatalog, TheOrchestration, ThePlace, await_here
 from api.problems import responses
 from rehost.catalog.log_entries import LogEntry, LogLevel
 from rehost.catalog.records import Page
+from rehost.errors import JobNotFound, OrchestrationAway, RunNotFound
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
-@router.get("/{id}/logs", responses=responses(404, 422, 503))
+@router.get("/{id}/logs", responses=responses(JobNotFound, RunNotFound, OrchestrationAway))
 def read_logs(
     id: str,
     catalog: TheCatalog,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from api.dependencies import ThePlace, TheSettings
-from api.problems import responses
 from rehost.catalog.faults import Fault, raise_faults
 from rehost.catalog.records import Page
 from rehost.regions.regions import RegionRecord, regions
@@ -13,7 +12,7 @@ from rehost.regions.regions import RegionRecord, regions
 router = APIRouter(prefix="/regions", tags=["regions"])
 
 
-@router.get("", responses=responses(422))
+@router.get("")
 def list_regions(settings: TheSettings, place: ThePlace) -> Page[RegionRecord]:
     """The destinations that are configured; `local` is always there."""
     known = regions(settings)

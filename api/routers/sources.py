@@ -11,11 +11,30 @@ from api.models import SourceChange, SourceSpec
 from api.once import TheOnce
 from api.problems import responses
 from rehost.catalog.records import Page, Source
+from rehost.errors import (
+    IdempotencyKeyBusy,
+    Invalid,
+    JobInvalidStatus,
+    ProgramFailed,
+    ProgramNotFound,
+    ProgramTimeout,
+    SourceError,
+    SourceNotFound,
+    SourceStateInvalid,
+    error_classes,
+)
 
 router = APIRouter(prefix="/sources", tags=["sources"])
 
+_CONNECTING = (*error_classes(SourceError), ProgramNotFound, ProgramFailed, ProgramTimeout)
 
-@router.post("", status_code=201, response_model=Source, responses=responses(409, 422))
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Source,
+    responses=responses(*_CONNECTING, IdempotencyKeyBusy, *error_classes(Invalid)),
+)
 def register_source(spec: SourceSpec, catalog: TheCatalog, once: TheOnce) -> Response:
     """Connect to a server, discover what it is, and remember it. Where that fails nothing is stored."""
 
@@ -26,19 +45,19 @@ def register_source(spec: SourceSpec, catalog: TheCatalog, once: TheOnce) -> Res
     return once.answer(spec, make)
 
 
-@router.get("", responses=responses(422))
+@router.get("")
 def list_sources(catalog: TheCatalog, place: ThePlace) -> Page[Source]:
     """All sources, newest first."""
     return catalog.sources(limit=place.limit, cursor=place.cursor)
 
 
-@router.get("/{id}", responses=responses(404))
+@router.get("/{id}", responses=responses(SourceNotFound))
 def show_source(id: str, catalog: TheCatalog) -> Source:
     """One source with its inventory."""
     return catalog.source(id)
 
 
-@router.patch("/{id}", responses=responses(404, 409, 422))
+@router.patch("/{id}", responses=responses(SourceNotFound, SourceStateInvalid, JobInvalidStatus, *_CONNECTING))
 def change_source(id: str, change: SourceChange, catalog: TheCatalog) -> Source:
     """Set what the body names. By a new connection the source is discovered first; where that fails nothing changes."""
     named = change.model_dump(exclude_unset=True, exclude={"connection"})
@@ -48,7 +67,7 @@ def change_source(id: str, change: SourceChange, catalog: TheCatalog) -> Source:
     return catalog.change_source(id, named, change.connection, registration.discover(change.connection))
 
 
-@router.post("/{id}/discover", responses=responses(404, 409))
+@router.post("/{id}/discover", responses=responses(SourceNotFound, *_CONNECTING))
 def discover_source(id: str, catalog: TheCatalog) -> Source:
     """Take the inventory once more. A source that does not answer becomes `unavailable` and keeps what was known."""
     return registration.discover_again(id, catalog)

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from api.dependencies import TheCatalog, TheSettings
 from api.problems import responses
 from rehost.catalog.records import VerificationRecord
+from rehost.errors import EvidenceNotFound, VerificationNotFound
 from rehost.images.files import EvidenceKind, evidence
 
 router = APIRouter(prefix="/verifications", tags=["verifications"])
@@ -20,7 +21,7 @@ _HEADERS = {
 }
 
 
-@router.get("/{id}", responses=responses(404))
+@router.get("/{id}", responses=responses(VerificationNotFound))
 def show_verification(id: str, catalog: TheCatalog) -> VerificationRecord:
     """One verification: its checks, and what it kept as evidence."""
     return catalog.verification(id)
@@ -31,7 +32,7 @@ def show_verification(id: str, catalog: TheCatalog) -> VerificationRecord:
     response_class=Response,
     responses={
         200: {"content": {"text/plain": {}, "image/png": {}, "application/json": {}}},
-        **responses(404, 422),
+        **responses(VerificationNotFound, EvidenceNotFound),
     },
 )
 def show_evidence(id: str, kind: EvidenceKind, catalog: TheCatalog, settings: TheSettings) -> Response:

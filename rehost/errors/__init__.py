@@ -47,6 +47,16 @@ from rehost.errors.environment import (
     ProgramNotFound as ProgramNotFound,
     ProgramTimeout as ProgramTimeout,
 )
+from rehost.errors.http import (
+    ApiKeyDuplicate as ApiKeyDuplicate,
+    ApiKeyNotFound as ApiKeyNotFound,
+    MediaTypeUnsupported as MediaTypeUnsupported,
+    PreconditionFailed as PreconditionFailed,
+    RequestTimeout as RequestTimeout,
+    TooManyRequests as TooManyRequests,
+    UnexpectedFault as UnexpectedFault,
+    UriTooLong as UriTooLong,
+)
 from rehost.errors.images import (
     BootCheckFailed as BootCheckFailed,
     BootEmergencyMode as BootEmergencyMode,

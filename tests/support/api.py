@@ -7,6 +7,7 @@ A test module imports the fixtures that it uses, and those that they use in turn
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,11 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from starlette.routing import compile_path
 
 from api.app import create_app
 from api.dependencies import get_orchestration
+from api.problems import MEDIA_TYPE
 from rehost.catalog.catalog import Catalog
 from rehost.errors import OrchestrationAway
 from rehost.settings import Settings
@@ -25,7 +28,7 @@ from rehost.source.connect import PathConnection
 from rehost.source.inventory import Inventory
 
 JSON = {"Content-Type": "application/json"}
-MEMBERS = {"type", "title", "status", "detail", "instance", "code", "remedy", "retryable", "errors"}
+MEMBERS = {"type", "title", "status", "detail", "instance", "code", "remedy", "retryable", "request_id", "errors"}
 
 
 @dataclass
@@ -133,9 +136,30 @@ def created(client: TestClient, source_id: str, **fields: Any) -> dict[str, Any]
 
 
 def refused(answer: Any, status: int, code: str) -> dict[str, Any]:
+    """The problem that was answered; it is whole, and the document of the API has its code for that operation."""
     assert answer.headers["content-type"] == "application/problem+json"
     body = answer.json()
     assert set(body) == MEMBERS
     assert (answer.status_code, body["status"], body["code"]) == (status, status, code), body
     assert body["remedy"]
+    if code in {"Route.NotFound", "Method.NotAllowed"}:
+        return dict(body)  # of no operation
+    told = told_codes(answer.request.method, answer.request.url.path)
+    assert told is None or code in told, f"{answer.request.method} {answer.request.url.path} does not document {code}"
     return dict(body)
+
+
+def told_codes(method: str, path: str) -> set[str] | None:
+    """The codes that the document of the API has for an operation; None where there is no such operation."""
+    for template, operations in _document()["paths"].items():
+        if method.lower() in operations and compile_path(template)[0].match(path):
+            answers = operations[method.lower()]["responses"].values()
+            return {
+                code for answer in answers for code in answer.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
+            }
+    return None
+
+
+@functools.cache
+def _document() -> dict[str, Any]:
+    return create_app(Settings(home=Path("/nowhere"))).openapi()

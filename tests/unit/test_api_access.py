@@ -42,6 +42,27 @@ def test_without_keys_only_this_machine_by_its_own_name_is_answered(app: FastAPI
 
 
 @pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 422),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://127.0.0.1"}, 422),
+        ({"Sec-Fetch-Site": "none"}, 422),
+        ({"Origin": "http://127.0.0.1"}, 422),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://127.0.0.1:3000"}, 403),
+        ({"Origin": "https://evil.example.org"}, 403),
+        ({"Origin": "http://127.0.0.1:3000"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://["}, 403),
+    ],
+    ids=str,
+)
+def test_pages_of_other_sites_change_nothing(empty: TestClient, headers: dict[str, str], status: int) -> None:
+    assert empty.post("/v1/sources", json={}, headers=headers).status_code == status
+    assert empty.get("/v1/sources", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
     ("host", "keys", "served"), [("127.0.0.1", (), True), ("0.0.0.0", (), False), ("0.0.0.0", ("k",), True)]
 )
 def test_another_bind_address_is_refused_without_a_key(
