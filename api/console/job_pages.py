@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from starlette.responses import Response
 
 from api.console import views
 from api.console.access import TheVisitor
 from api.console.pages import ConsoleRoute, page
-from api.dependencies import TheCatalog
+from api.dependencies import Place, TheCatalog, TheOrchestration
+from api.events import Hub
+from api.routers.events import follow_job, get_hub
+from api.routers.logs import read_logs
+from rehost.catalog.log_entries import LogLevel
+from rehost.catalog.paging import MAX_LIMIT
 from rehost.catalog.states import JobStatus
+from rehost.errors import OrchestrationAway
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False)
 
@@ -60,6 +66,52 @@ def overview(
 def jobs(request: Request, visitor: TheVisitor, catalog: TheCatalog, cursor: Cursor = None) -> Response:
     """The same as `/`."""
     return overview(request, visitor, catalog, cursor=cursor)
+
+
+@router.get("/jobs/{id}/log")
+def show_log(
+    id: str,
+    request: Request,
+    visitor: TheVisitor,
+    catalog: TheCatalog,
+    flows: TheOrchestration,
+    level: Text = "",
+    run_id: Text = "",
+    cursor: Cursor = None,
+) -> Response:
+    """What the runs of a job said. Where Prefect does not answer the page says so."""
+    job = catalog.job(id)
+    least = LogLevel(level) if level in set(LogLevel) else LogLevel.INFO
+    found, error = None, None
+    try:
+        found = read_logs(id, catalog, flows, Place(MAX_LIMIT, cursor), run_id or None, least)
+    except OrchestrationAway as away:
+        error = away
+    return page(
+        request,
+        visitor,
+        "log.html",
+        job=job,
+        found=found,
+        error=error,
+        level=least,
+        levels=list(LogLevel),
+        run_id=run_id,
+        runs=catalog.runs(id, limit=_SHOWN_OF_A_JOB).items,
+        cursor=cursor,
+        tones=views.TONES,
+    )
+
+
+@router.get("/jobs/{id}/events")
+async def follow(
+    id: str,
+    visitor: TheVisitor,
+    hub: Annotated[Hub, Depends(get_hub)],
+    last_event_id: Annotated[str | None, Header(max_length=100)] = None,
+) -> Response:
+    """The events of the API, for the page of the job: the browser sends its cookie here, and has no key to send."""
+    return await follow_job(id, hub, last_event_id)
 
 
 @router.get("/jobs/{id}")

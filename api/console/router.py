@@ -20,7 +20,7 @@ def install_console(app: FastAPI) -> None:
     router = APIRouter(route_class=ConsoleRoute, include_in_schema=False)
     router.add_api_route("/static/{name}", static_file, methods=["GET"])
     app.include_router(router)
-    for module in (entrance, job_creation, job_actions, job_pages, source_pages, image_pages):
+    for module in (entrance, job_creation, job_pages, job_actions, source_pages, image_pages):
         app.include_router(module.router)
     pages.install(app)
 

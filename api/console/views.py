@@ -8,6 +8,7 @@ from typing import Any
 
 from rehost.catalog.records import Job, Run, Source
 from rehost.catalog.states import RULES, USER_ACTIONS, Action, BusinessStatus, JobStatus, RunStatus, SourceState
+from rehost.catalog.watching import goes_on
 from rehost.source.connect import DiskConnection, PathConnection, SshConnection
 from rehost.source.inventory import Disk
 
@@ -24,6 +25,8 @@ TONES: Mapping[str, str] = {
     SourceState.IN_USE: "busy",
     SourceState.UNAVAILABLE: "bad",
     RunStatus.PENDING: "idle",
+    RunStatus.RUNNING: "busy",
+    RunStatus.STOPPED: "warn",
     RunStatus.SUCCEEDED: "good",
     RunStatus.FAILED: "bad",
     # those of a verification's checks
@@ -119,7 +122,7 @@ def _then(job: Job, action: Action) -> str:
 
 def is_under_way(job: Job) -> bool:
     """Whether the page of the job changes by itself."""
-    return job.status is JobStatus.RUNNING
+    return goes_on(job.status, queued=job.queued, next_run_at=job.next_run_at)
 
 
 def reached(connection: SshConnection | PathConnection | DiskConnection) -> str:

@@ -17,9 +17,7 @@
   const events = new EventSource(live.dataset.events);
   const take = (event) => {
     const job = JSON.parse(event.data);
-    if (job.progress === undefined) return;
-    const state = `${job.status}/${job.business_status ?? ""}`;
-    if (state !== told) {
+    if (event.type === "result" || `${job.status}/${job.business_status ?? ""}` !== told) {
       events.close();
       location.reload();
       return;
@@ -45,7 +43,8 @@
     size(job.bytes_done) +
     (job.bytes_total ? ` of ${size(job.bytes_total)}` : "") +
     (job.bytes_per_second ? `, ${size(job.bytes_per_second)}/s` : "");
-  for (const name of ["message", "job.progress", "progress", "job.result", "result"]) events.addEventListener(name, take);
+  for (const name of ["progress", "result"]) events.addEventListener(name, take);
+  events.addEventListener("gone", () => location.reload());
   events.onerror = () => {
     if (events.readyState === EventSource.CLOSED) again();
   };
