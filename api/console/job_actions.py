@@ -60,7 +60,7 @@ def confirm(id: str, action: str, request: Request, visitor: TheVisitor, catalog
     asked = next((one for one in views.actions(job) if one.name == action), None)
     if asked is None:
         raise RouteNotFound(method="GET", path=request.url.path)
-    return page(request, visitor, "confirm.html", job=job, action=asked)
+    return page(request, visitor, "confirm.html", subject=job.name, address=f"/jobs/{id}", action=asked)
 
 
 @router.post("/jobs/{id}/{action}", dependencies=[needs("run")])

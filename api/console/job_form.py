@@ -77,7 +77,7 @@ def job_body(form: Filled, source_id: str, inventory: Inventory) -> tuple[dict[s
         "/targets": "image",
         "/targets/container_image": "container",
         "/incremental": "repeat",
-        "/source_id": "/source_id",
+        "/network": "/network/vswitch_id",
         "/execution": "/execution/mode",
         "/verification": "/verification/enabled",
         "/disks/system/partitions": "/disks/system/size_gib",

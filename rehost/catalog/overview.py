@@ -38,6 +38,12 @@ class Overview(Jobs):
             found = session.execute(select(SourceRow.id, SourceRow.name).where(SourceRow.id.in_(ids))).all()
         return {row.id: row.name for row in found}
 
+    def job_names(self, ids: set[str]) -> dict[str, str]:
+        """The names of jobs by their ids; an id that is unknown is left out."""
+        with self._database.read() as session:
+            found = session.execute(select(JobRow.id, JobRow.name).where(JobRow.id.in_(ids))).all()
+        return {row.id: row.name for row in found}
+
     def search_jobs(
         self,
         *,
