@@ -80,9 +80,13 @@ def download_archive(id: str, request: Request, visitor: TheVisitor, catalog: Th
 @router.post("/images/{id}/use", dependencies=[needs("run")])
 def mark_image(id: str, visitor: TheVisitor, form: TheForm, catalog: TheCatalog) -> Response:
     """Mark the image as used, or no longer."""
-    image = catalog.mark_image(id, in_use=form.get("in_use") == "true")
-    told = "is in use: no rule and no request deletes it" if image.in_use else "is no longer in use"
-    return gone_to(f"/images/{id}", visitor, Flash("good", f"{image.name} {told}."))
+    wanted = form.get("in_use") == "true"
+    image = catalog.mark_image(id, in_use=wanted)
+    if wanted:
+        told = "is in use: no rule and no request deletes it."
+    else:
+        told = "is no longer marked; its run or a test still uses it." if image.in_use else "is no longer in use."
+    return gone_to(f"/images/{id}", visitor, Flash("good", f"{image.name} {told}"))
 
 
 @router.get("/images/{id}/delete", dependencies=[needs("admin")])

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from api import launch
+from api import actions, launch
 from api.console import views
 from api.console.access import TheForm, TheVisitor, needs
 from api.console.pages import ConsoleRoute, failed, gone_to, local_path, page
 from api.console.sessions import Flash
-from api.dependencies import Orchestration, TheCatalog, TheOrchestration
-from rehost.catalog.catalog import Catalog
-from rehost.catalog.records import Job
-from rehost.errors import RehostError, RouteNotFound
+from api.dependencies import TheCatalog, TheOrchestration, TheSettings
+from rehost.catalog.states import USER_ACTIONS, Action
+from rehost.errors import Forbidden, JobNotFound, RehostError, RouteNotFound
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False)
 
 _MOST_AT_ONCE = 50
 
-_DONE: dict[str, Callable[[Catalog, Orchestration, str], Job]] = {"start": launch.start_job, "stop": launch.stop_job}
-_SAID = {"start": "is started", "stop": "is being stopped"}
+_SAID: Mapping[Action, str] = {
+    Action.START: "is started.",
+    Action.STOP: "is being stopped.",
+    Action.VERIFY: "is being verified: its newest images are tested again.",
+    Action.CUT_OVER: "is cut over.",
+    Action.DELETE: "is deleted.",
+}
 
 
 @router.post("/jobs/{action}/batch", dependencies=[needs("run")])
@@ -30,7 +34,7 @@ def act_on_many(
     action: str, visitor: TheVisitor, form: TheForm, catalog: TheCatalog, flows: TheOrchestration
 ) -> Response:
     """Start or stop the jobs that are ticked; each is answered for itself."""
-    act = _DONE.get(action)
+    act = {"start": launch.start_job, "stop": launch.stop_job}.get(action)
     if act is None:
         raise RouteNotFound(method="POST", path=f"/jobs/{action}/batch")
     back = form.get("back")
@@ -55,7 +59,7 @@ def act_on_many(
 
 @router.get("/jobs/{id}/{action}")
 def confirm(id: str, action: str, request: Request, visitor: TheVisitor, catalog: TheCatalog) -> Response:
-    """Ask before something is done that cannot be taken back."""
+    """Ask before something is done that is not taken back by pressing another button."""
     job = catalog.job(id)
     asked = next((one for one in views.actions(job) if one.name == action), None)
     if asked is None:
@@ -63,7 +67,7 @@ def confirm(id: str, action: str, request: Request, visitor: TheVisitor, catalog
     return page(request, visitor, "confirm.html", subject=job.name, address=f"/jobs/{id}", action=asked)
 
 
-@router.post("/jobs/{id}/{action}", dependencies=[needs("run")])
+@router.post("/jobs/{id}/{action}")
 def act_on_one(
     id: str,
     action: str,
@@ -72,14 +76,32 @@ def act_on_one(
     form: TheForm,
     catalog: TheCatalog,
     flows: TheOrchestration,
+    settings: TheSettings,
 ) -> Response:
-    """Start or stop one job."""
-    act = _DONE.get(action)
-    if act is None:
+    """Do to one job what the button says. A refusal is told on the page of the job."""
+    if action not in set(USER_ACTIONS):
         raise RouteNotFound(method="POST", path=request.url.path)
+    wanted = Action(action)
+    needed = views.scope_of(wanted)
+    if not visitor.may(needed):
+        raise Forbidden(reason=f"the key that you logged in with has the scope {visitor.scope}, not {needed}")
     job = catalog.job(id)
     try:
-        act(catalog, flows, id)
+        if wanted is Action.START:
+            launch.start_job(catalog, flows, id)
+        elif wanted is Action.STOP:
+            launch.stop_job(catalog, flows, id)
+        elif wanted is Action.VERIFY:
+            actions.verify_job(catalog, flows, id)
+        elif wanted is Action.CUT_OVER:
+            actions.cut_over_job(catalog, flows, id, sync=form.get("sync") == "true")
+        else:
+            actions.delete_job(catalog, flows, settings, id)
     except RehostError as error:
         return gone_to(f"/jobs/{id}", visitor, failed(error))
-    return gone_to(f"/jobs/{id}", visitor, Flash("good", f"{job.name} {_SAID[action]}."))
+    try:
+        catalog.job(id)
+        address = f"/jobs/{id}"
+    except JobNotFound:
+        address = "/"
+    return gone_to(address, visitor, Flash("good", f"{job.name} {_SAID[wanted]}"))

@@ -61,10 +61,15 @@ class Button:
     consequence: str = ""  # what the page that asks says
 
 
+_SYNC = Option("sync", "One last sync first: what was written since the last run comes too.")
 _SHAPES: Mapping[Action, tuple[str, bool, bool, tuple[Option, ...]]] = {
     Action.START: ("run", False, False, ()),
     Action.STOP: ("run", True, True, ()),
+    Action.VERIFY: ("run", True, False, ()),
+    Action.CUT_OVER: ("run", True, False, (_SYNC,)),
+    Action.DELETE: ("admin", True, True, ()),
 }
+"""Of each button: the scope it needs, whether a page asks first, whether it is red, and its boxes."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,11 @@ class DiskDrawing:
     pieces: tuple[Piece, ...]
 
 
+def scope_of(action: Action) -> str:
+    """The scope that a key needs for that button."""
+    return _SHAPES[action][0]
+
+
 def actions(job: Job) -> tuple[Button, ...]:
     """The buttons of a job in the order in which they are shown."""
     return tuple(
@@ -92,14 +102,15 @@ def actions(job: Job) -> tuple[Button, ...]:
             action, _label(job, action), *_SHAPES[action], reason=why_not(job, action), consequence=_then(job, action)
         )
         for action in USER_ACTIONS
-        if action in _SHAPES
     )
 
 
 def why_not(job: Job, action: Action) -> str | None:
     """Why the job cannot have that action now; None: it can."""
+    if job.queued and action is Action.START:
+        return "while the job waits for its turn"
     rule = RULES[action]
-    if rule.allows(job.status, job.business_status):
+    if (job.queued and action is Action.STOP) or rule.allows(job.status, job.business_status):
         return None
     if job.status is JobStatus.RUNNING and job.status in rule.origins:
         stages = ", ".join(rule.stages)
@@ -117,6 +128,8 @@ def _label(job: Job, action: Action) -> str:
 def _then(job: Job, action: Action) -> str:
     if action is Action.STOP and job.status is JobStatus.WAITING:
         return "The schedule goes; nothing runs until somebody starts the job again."
+    if action is Action.DELETE:
+        return "Its record, its runs and verifications, its schedule and its change tracker go. Its images stay."
     return RULES[action].then
 
 

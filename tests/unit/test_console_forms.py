@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from rehost.catalog.catalog import Catalog
-from rehost.catalog.records import Job, Source
+from rehost.catalog.records import Figures, Job, Source
+from rehost.settings import Settings
 from rehost.source.connect import PathConnection
-from rehost.source.inventory import Disk, Inventory, Partition, Volume
+from rehost.source.inventory import Disk, Inventory, Partition, Record, Volume
 from tests.support.api import Orders, app, catalog, client, orders, settings, tree
 from tests.support.pages import Element, Page
 
@@ -21,6 +23,29 @@ __all__ = ["app", "catalog", "client", "orders", "settings", "tree"]
 
 _GIB = 1 << 30
 HERE = {"Origin": "http://127.0.0.1"}
+
+
+class ContainerFacts(Record):
+    """As much of an image.json as is looked at here."""
+
+    kind: str = "container"
+    name: str = "a/b"
+    reference: str = "a/b:latest"
+    engine_id: str = "sha256:0"
+    location: str = "/nowhere"
+
+
+class DiskFacts(Record):
+    """As much of an image.json as is looked at here."""
+
+    disks: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def of(cls, file: Path) -> DiskFacts:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        size = file.stat().st_size
+        facts = {"index": 0, "role": "system", "format": "raw", "virtual_size": size, "file_size": size}
+        return cls(disks=({**facts, "sha256": digest, "location": str(file)},))
 
 
 def fields(form: Element) -> dict[str, list[str]]:
@@ -343,3 +368,66 @@ def test_a_source_is_discovered_again_and_one_that_does_not_answer_says_why(
     tree.rename(tree.with_name("elsewhere"))
     _, page, _ = send(client, address, {}, action=f"{address}/discover")
     assert "did not answer" in page.text and catalog.source(source.id).state == "unavailable"
+
+
+def test_a_job_is_deleted_after_a_page_has_asked(client: TestClient, catalog: Catalog, job: Job) -> None:
+    page = Page(client.get(f"/jobs/{job.id}/delete").text)
+    assert "Its images stay" in page.text
+    _, page, address = send(client, f"/jobs/{job.id}/delete", {})
+    assert address == "/" and "is deleted" in page.text and not catalog.jobs().items
+
+
+def test_a_job_that_waits_is_verified_and_cut_over(
+    client: TestClient, catalog: Catalog, orders: Orders, source: Source
+) -> None:
+    spec = {"repeat": "hours", "/incremental/interval_hours": "1", "/verification/enabled": None, "image": None}
+    container = {
+        "container": "true",
+        "/targets/container_image/namespace": "a",
+        "/targets/container_image/repository": "b",
+    }
+    send(client, new_job(source), {**NO_DATA_DISK, **spec, **container, "do": "create"})
+    job = catalog.jobs().items[0]
+    run = catalog.runs(job.id).items[0]
+    catalog.claim_run(job.id, flow_run_id=run.flow_run_id or "")
+    catalog.record_snapshot(run.id, "t-1", Figures())
+    catalog.add_image(job.id, run.id, ContainerFacts(), id="m-0123456789abcdefghij", kind="container", name="a/b")
+    catalog.finish_run(run.id)
+    _, page, _ = send(client, f"/jobs/{job.id}/verify", {})
+    assert "is being verified" in page.text and "start_verification" in orders.names()
+    assert "pending" in page.text
+    test = catalog.verifications(job.id).items[0]
+    assert "The test has not ended" in client.get(f"/verifications/{test.id}").text
+    _, page, _ = send(client, f"/jobs/{job.id}/verify", {})
+    assert "Verification.UnderWay" in page.text
+    _, page, _ = send(client, f"/jobs/{job.id}/cut-over", {"sync": "true"})
+    assert "is cut over" in page.text and catalog.runs(job.id).items[0].kind == "cut_over"
+
+
+def test_an_image_is_marked_downloaded_and_deleted(
+    client: TestClient, catalog: Catalog, settings: Settings, job: Job
+) -> None:
+    run = catalog.begin_run(job.id, kind="manual")
+    file = settings.images_path("local") / "m-0123456789abcdefghij" / "disk-0.raw"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"the disk")
+    catalog.add_image(job.id, run.id, DiskFacts.of(file), id=file.parent.name, kind="disk", name="moved")
+    address = f"/images/{file.parent.name}"
+    (link,) = [link["href"] for link in Page(client.get(address).text).all("a") if "/disks/" in link["href"]]
+    answer = client.get(link)
+    assert answer.content == b"the disk" and "moved.raw" in answer.headers["content-disposition"]
+    assert client.get(f"{address}/disks/7", headers={"Accept": "text/html"}).status_code == 404
+    _, page, _ = send(client, address, {}, action=f"{address}/use")
+    assert "in use" in page.text
+    assert "not possible while the image is in use" in Page(client.get(f"{address}/delete").text).text
+    token = page.token()
+    refused = client.post(f"{address}/delete", data={"_token": token}, headers=HERE)
+    assert "ImageInUse" in refused.text and file.exists()
+    _, page, _ = send(client, address, {}, action=f"{address}/use")
+    assert "its run or a test still uses it" in page.text
+    catalog.stop_run(run.id)
+    send(client, address, {}, action=f"{address}/use")
+    _, page, _ = send(client, address, {}, action=f"{address}/use")
+    assert "is no longer in use" in page.text
+    _, page, ended = send(client, f"{address}/delete", {})
+    assert ended == "/images" and "is deleted" in page.text and not file.exists()
