@@ -15,6 +15,7 @@ from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Job
 from rehost.catalog.states import RunKind
 from rehost.errors import JobNotFound, OrchestrationAway
+from rehost.images.removal import remove_deleted
 from rehost.settings import Settings
 
 
@@ -32,6 +33,7 @@ def verify_job(catalog: Catalog, orchestration: Orchestration, job_id: str) -> J
             job_name=job.name,
             source_name=catalog.source(job.source_id).name,
             verification_ids=ids,
+            work_queue=catalog.work_queue(job),
         )
     except BaseException:
         if catalog.withdraw_verifications(ids):
@@ -57,13 +59,17 @@ def cut_over_job(catalog: Catalog, orchestration: Orchestration, job_id: str, *,
     return catalog.job(job_id)
 
 
-def delete_job(catalog: Catalog, orchestration: Orchestration, settings: Settings, job_id: str) -> None:
-    """Remove the job with all that hangs on it but its images.
+def delete_job(
+    catalog: Catalog, orchestration: Orchestration, settings: Settings, job_id: str, *, images: bool = False
+) -> None:
+    """Remove the job with all that hangs on it; its images only where that is asked for.
 
     Where something has to be taken off its server first, or Prefect is away, it is Deleting until that is done.
-    Raises JobNotFound, JobInvalidStatus.
+    Raises JobNotFound, JobInvalidStatus; with `images` ImageInUse, and then nothing is done.
     """
-    job = catalog.begin_removal(job_id)
+    job = catalog.begin_removal(job_id, images=images)
+    if images:
+        remove_deleted(catalog, settings)
     with contextlib.suppress(OrchestrationAway, JobNotFound):  # not found: housekeeping was faster
         _out_of_prefect(catalog, orchestration, job_id)
         if job.disks.change_tracking:
@@ -87,4 +93,5 @@ def _start_retirement(catalog: Catalog, orchestration: Orchestration, job: Job) 
         job.id,
         job_name=job.name,
         source_name=catalog.source(job.source_id).name,
+        work_queue=catalog.work_queue(job),
     )

@@ -38,10 +38,16 @@ class Orchestration(Protocol):
     ) -> str: ...
 
     async def start_verification(
-        self, job_id: str, *, job_name: str, source_name: str, verification_ids: Sequence[str]
+        self,
+        job_id: str,
+        *,
+        job_name: str,
+        source_name: str,
+        verification_ids: Sequence[str],
+        work_queue: str = ...,
     ) -> str: ...
 
-    async def start_retirement(self, job_id: str, *, job_name: str, source_name: str) -> str: ...
+    async def start_retirement(self, job_id: str, *, job_name: str, source_name: str, work_queue: str = ...) -> str: ...
 
     async def cancel_run(self, flow_run_id: str) -> None: ...
 

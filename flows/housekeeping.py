@@ -1,8 +1,8 @@
 """The flow `housekeeping`: runs whose process died without a word are found, and their jobs put right.
 
-Then old images and snapshots go, and what only they needed leaves the store. It runs on a schedule. At the start of
-`rehost up` `python -m flows.housekeeping` puts the runs right alone; at its end `python -m flows.housekeeping --stop`
-stops the runs of this machine in peace before their worker goes.
+Then jobs expire, what jobs that are over left behind goes, old images and snapshots go, and what only they needed
+leaves the store. It runs on a schedule. At the start of `rehost up` `python -m flows.housekeeping` puts the runs right
+alone; at its end `python -m flows.housekeeping --stop` stops the runs of this machine in peace, before the worker goes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ _LOOK_SECONDS = 0.2
 def housekeeping() -> int:
     """Put right what no process is left to put right; the number of runs."""
     ended = put_right()
-    end_lost_verifications()
     retire_what_is_over()
     tidy_images()
     tidy_store()
@@ -59,6 +58,7 @@ def put_right() -> int:
             start_waiting(opened)
         except OrchestrationAway as error:
             log.warning("%s", error)
+    end_lost_verifications()
     reap_workspaces()
     return ended
 

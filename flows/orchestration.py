@@ -82,24 +82,31 @@ async def start_run(
     return str(flow_run.id)
 
 
-async def start_verification(job_id: str, *, job_name: str, source_name: str, verification_ids: Sequence[str]) -> str:
-    """Ask for tests of images of the job; the id of the flow run."""
+async def start_verification(
+    job_id: str, *, job_name: str, source_name: str, verification_ids: Sequence[str], work_queue: str = DEFAULT_QUEUE
+) -> str:
+    """Ask for tests of images of the job, by the workers of that queue; the id of the flow run."""
     order = VerifyOrder(
         job_id=job_id, job_name=job_name, source_name=source_name, verification_ids=tuple(verification_ids)
     )
-    return await _start(VERIFY, order, "verify")
+    return await _start(VERIFY, order, "verify", work_queue)
 
 
-async def start_retirement(job_id: str, *, job_name: str, source_name: str) -> str:
+async def start_retirement(job_id: str, *, job_name: str, source_name: str, work_queue: str = DEFAULT_QUEUE) -> str:
     """Ask for the end of what a job that is over left behind; the id of the flow run."""
-    return await _start(RETIRE, JobOrder(job_id=job_id, job_name=job_name, source_name=source_name), "retire")
+    order = JobOrder(job_id=job_id, job_name=job_name, source_name=source_name)
+    return await _start(RETIRE, order, "retire", work_queue)
 
 
-async def _start(name: str, order: JobOrder, what: str) -> str:
+async def _start(name: str, order: JobOrder, what: str, work_queue: str) -> str:
     async with _prefect() as client:
         deployment = await client.read_deployment_by_name(name)
         flow_run = await client.create_flow_run_from_deployment(
-            deployment.id, parameters={"order": order.model_dump(mode="json")}, name=order.name(what), tags=order.tags
+            deployment.id,
+            parameters={"order": order.model_dump(mode="json")},
+            name=order.name(what),
+            tags=order.tags,
+            work_queue_name=work_queue,
         )
     return str(flow_run.id)
 

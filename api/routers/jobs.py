@@ -20,6 +20,7 @@ from rehost.catalog.request import JobRequest, judge
 from rehost.catalog.states import BusinessStatus, JobStatus
 from rehost.errors import (
     IdempotencyKeyBusy,
+    ImageInUse,
     ImageNameUsedByJob,
     ImageNotVerified,
     Invalid,
@@ -73,6 +74,7 @@ _CREATE_ERRORS: tuple[type[RehostError], ...] = (
     ImageNameUsedByJob,
     JobQuotaExceeded,
     IdempotencyKeyBusy,
+    ImageInUse,
     *error_classes(Invalid),
     OrchestrationAway,
 )
@@ -205,10 +207,18 @@ def cut_over_job(
     return actions.cut_over_job(catalog, orchestration, id, sync=order is not None and order.sync)
 
 
-@router.delete("/{id}", status_code=204, response_class=Response, responses=responses(JobNotFound, JobInvalidStatus))
-def delete_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration, settings: TheSettings) -> None:
-    """Remove the job, its runs and verifications, its schedule and its change tracker. Its images stay."""
-    actions.delete_job(catalog, orchestration, settings, id)
+@router.delete(
+    "/{id}", status_code=204, response_class=Response, responses=responses(JobNotFound, JobInvalidStatus, ImageInUse)
+)
+def delete_job(
+    id: str,
+    catalog: TheCatalog,
+    orchestration: TheOrchestration,
+    settings: TheSettings,
+    images: Annotated[bool, Query(description="its images too; refused where one of them is in use")] = False,
+) -> None:
+    """Remove the job, its runs and verifications, its schedule and its change tracker. Its images stay unless asked."""
+    actions.delete_job(catalog, orchestration, settings, id, images=images)
 
 
 @router.get("/{id}/runs", responses=responses(JobNotFound))

@@ -13,6 +13,7 @@ from sqlalchemy import delete, exists, select, update
 from sqlalchemy.orm import Session
 
 from rehost.catalog.database import Database, now
+from rehost.catalog.image_care import mark_deleted
 from rehost.catalog.job import JobSpec
 from rehost.catalog.jobs import Jobs, job_row, locked_job
 from rehost.catalog.proof import missing_of
@@ -67,16 +68,19 @@ class Endings:
                 raise ImageNotVerified(id=job_id, missing=", ".join(missing.proofs))
             job.status, job.ended_at, job.version = JobStatus.FINISHED, now(), job.version + 1
 
-    def begin_removal(self, job_id: str) -> Job:
+    def begin_removal(self, job_id: str, *, images: bool = False) -> Job:
         """The job is being deleted from now on; the job as it was. A run of it that waits for its turn is taken back.
 
-        Raises JobNotFound, JobInvalidStatus.
+        With `images` its images are deleted with it, as ImageCare.delete_images does; where one is in use ImageInUse is
+        raised and nothing is changed. Raises JobNotFound, JobInvalidStatus.
         """
         with self._database.write() as session:
             job = locked_job(session, job_id)
             check_action(job_id, Action.DELETE, job.status, job.business_status)
             assert isinstance(self, Jobs)
             before = self.job_records(session, [job])[0]
+            if images:
+                mark_deleted(session, before.image_ids)
             session.execute(
                 update(RunRow)
                 .where(RunRow.job_id == job_id, RunRow.status.in_(UNDER_WAY))

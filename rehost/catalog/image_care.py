@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
 
 from rehost.catalog.database import Database, now
 from rehost.catalog.image_uses import uses
@@ -38,16 +39,7 @@ class ImageCare:
         Raises ImageNotFound, and ImageInUse with every one that is in use.
         """
         with self._database.write() as session:
-            # Locked first, then looked at: a test of one of them that begins at the same time is seen, or sees this.
-            rows = session.scalars(select(ImageRow).where(ImageRow.id.in_(ids)).with_for_update()).all()
-            there = {row.id for row in rows if row.deleted_at is None}
-            for id in ids:
-                if id not in there:
-                    raise ImageNotFound(id=id)
-            if used := uses(session, ids):
-                raise ImageInUse(id=", ".join(used), reason="; ".join(dict.fromkeys(used.values())))
-            for row in rows:
-                row.deleted_at = now()
+            mark_deleted(session, ids)
 
     def deleted_images(self) -> list[Image]:
         """The images that were deleted and may have files left, oldest first."""
@@ -80,3 +72,17 @@ class ImageCare:
         """Every source that is known, or that an image was made of."""
         with self._database.read() as session:
             return set(session.scalars(select(SourceRow.id))) | set(session.scalars(select(ImageRow.source_id)))
+
+
+def mark_deleted(session: Session, ids: Sequence[str]) -> None:
+    """The images are deleted, all or none. Raises ImageNotFound, and ImageInUse with every one that is in use."""
+    # Locked first, then looked at: a test of one of them that begins at the same time is seen, or sees this.
+    rows = session.scalars(select(ImageRow).where(ImageRow.id.in_(ids)).with_for_update()).all()
+    there = {row.id for row in rows if row.deleted_at is None}
+    for id in ids:
+        if id not in there:
+            raise ImageNotFound(id=id)
+    if used := uses(session, ids):
+        raise ImageInUse(id=", ".join(used), reason="; ".join(dict.fromkeys(used.values())))
+    for row in rows:
+        row.deleted_at = now()

@@ -15,6 +15,7 @@ from rehost.settings import Settings
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 900.0  # registering a slow server takes minutes
 _EVENTS_SECONDS = 45.0  # without a word; the API says something every 15 s
+_NO_CONTENT = 204
 _EXIT_CODES = {cls.code: cls.exit_code for cls in error_classes()}
 
 Json = dict[str, Any]
@@ -100,6 +101,10 @@ class Client:
         """Change what the body names."""
         return self._ask("PATCH", path, {}, body)
 
+    def delete(self, path: str, **query: Any) -> Json:
+        """Parameters that are None are not sent; an empty object where nothing is answered."""
+        return self._ask("DELETE", path, query)
+
     def events(self, path: str, last_event_id: str | None = None) -> Iterator[Event]:
         """Server-sent events until the API ends them, or the line breaks (ApiUnreachable)."""
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_event_id} if last_event_id else {})}
@@ -124,7 +129,7 @@ class Client:
         parameters = {name: value for name, value in query.items() if value is not None}
         try:
             answer = self._http.request(method, path, params=parameters, json=body, headers=headers)
-            content = answer.json()
+            content = {} if answer.status_code == _NO_CONTENT else answer.json()
         except httpx.HTTPError as error:
             raise ApiUnreachable(url=self._url, reason=str(error) or type(error).__name__) from error
         except ValueError as error:

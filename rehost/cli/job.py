@@ -8,6 +8,7 @@ from rehost.cli import logs
 from rehost.cli.bandwidth import add_bandwidth, bandwidth_of
 from rehost.cli.batch import add_ids, together
 from rehost.cli.client import Client, Json
+from rehost.cli.job_actions import add_actions
 from rehost.cli.job_spec import add_spec, spec_of
 from rehost.cli.output import print_facts, print_json, print_more, print_table, value_at
 from rehost.cli.parsing import Groups, UsageError, add_common, add_id, add_key, add_place, quoted
@@ -45,6 +46,8 @@ def add_commands(groups: Groups) -> None:
     stop = verbs.add_parser("stop", help="stop jobs that are syncing, waiting or queued")
     add_ids(stop)
     add_common(stop, _stop)
+
+    add_actions(verbs, _print)
 
     listing = verbs.add_parser("list", help="jobs, newest first")
     for name in ("status", "business-status", "source-id", "name", "region-id"):

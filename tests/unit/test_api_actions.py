@@ -264,6 +264,24 @@ def test_a_job_with_a_tracker_is_deleting_until_that_was_asked_to_go(
     assert catalog.job(job.id).status is JobStatus.DELETING
 
 
+def test_images_go_with_their_job_only_where_that_is_asked_for_and_none_is_in_use(
+    client: TestClient, catalog: Catalog, source: Source, settings: Settings
+) -> None:
+    job, image_id = waiting(catalog, source)
+    folder = settings.images_path("local") / image_id
+    folder.mkdir(parents=True)
+    (folder / "image.json").write_text("{}")
+    tests = catalog.ask_verification(job.id)
+    problem = refused(client.delete(f"/v1/jobs/{job.id}?images=true"), 409, "ImageInUse")
+    assert image_id in problem["detail"]
+    assert catalog.job(job.id).status is JobStatus.WAITING and folder.exists()
+    for test in tests:
+        catalog.end_verification(test.id, report(test.subject, "succeeded"))
+    assert client.delete(f"/v1/jobs/{job.id}?images=true").status_code == 204
+    refused(client.get(f"/v1/images/{image_id}"), 404, "Image.NotFound")
+    assert not folder.exists()
+
+
 def test_the_document_tells_every_answer_of_the_actions(app: FastAPI) -> None:
     paths = app.openapi()["paths"]
     for action in USER_ACTIONS:

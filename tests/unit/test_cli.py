@@ -44,6 +44,9 @@ class Orders:
         self.started.append(job_id)
         return "flow-1"
 
+    async def start_verification(self, job_id: str, **facts: Any) -> str:
+        return f"flow-verify-{job_id}"
+
     async def cancel_run(self, flow_run_id: str) -> None:
         pass
 
