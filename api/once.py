@@ -26,18 +26,20 @@ class Once:
         self._what = f"{request.method} {request.url.path}?{request.url.query}"
         self._key = key
 
-    def answer(self, body: BaseModel, make: Callable[[], tuple[BaseModel, str]]) -> Response:
-        """201 with what `make` gives, and its location; or the first answer to the same request.
+    def answer(
+        self, body: BaseModel, make: Callable[[], tuple[BaseModel, str | None]], *, status: int = 201
+    ) -> Response:
+        """That status with what `make` gives, and its location; or the first answer to the same request.
 
         Raises IdempotencyKeyReused, IdempotencyKeyBusy, and what `make` raises: then the key is free again.
         """
         if self._key is None:
-            return _response(_created(*make()))
+            return _response(_made(status, *make()))
         fingerprint = hashlib.sha256(f"{self._what}\n{body.model_dump_json()}".encode()).hexdigest()
         if (first := self._catalog.reserve_key(self._key, fingerprint)) is not None:
             return _response(first, replayed=True)
         try:
-            created = _created(*make())
+            created = _made(status, *make())
         except BaseException:
             self._catalog.release_key(self._key)
             raise
@@ -59,8 +61,8 @@ def get_once(
     return Once(catalog, request, idempotency_key)
 
 
-def _created(body: BaseModel, location: str) -> Answer:
-    return Answer(201, body.model_dump(mode="json"), location)
+def _made(status: int, body: BaseModel, location: str | None) -> Answer:
+    return Answer(status, body.model_dump(mode="json"), location)
 
 
 def _response(answer: Answer, *, replayed: bool = False) -> Response:

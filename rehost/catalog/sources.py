@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -21,6 +22,15 @@ from rehost.source.connect import Connection, DiskConnection, PathConnection, Ss
 from rehost.source.inventory import Inventory
 
 _CONNECTION: TypeAdapter[SshConnection | PathConnection | DiskConnection] = TypeAdapter(Connection)
+
+
+@dataclass(frozen=True)
+class RegisteredSource:
+    """A source in short."""
+
+    id: str
+    name: str
+    hostname: str
 
 
 class Sources:
@@ -71,6 +81,27 @@ class Sources:
                 cursor=cursor,
                 records=source_records,
             )
+
+    def registered_sources(
+        self,
+    ) -> list[tuple[SshConnection | PathConnection | DiskConnection, RegisteredSource]]:
+        """Every source that stays, in short, and how it is reached."""
+        hostname = SourceRow.inventory["hostname"].as_string()
+        query = select(SourceRow.id, SourceRow.name, hostname, SourceRow.connection)
+        with self._database.read() as session:
+            return [
+                (_CONNECTION.validate_python(connection), RegisteredSource(id, name, hostname))
+                for id, name, hostname, connection in session.execute(
+                    query.where(SourceRow.state != SourceState.DELETING)
+                )
+            ]
+
+    def source_ids(self, named: str) -> list[str]:
+        """The ids of the sources that are meant: that of the source with this id, else of all with this name."""
+        with self._database.read() as session:
+            if session.get(SourceRow, named) is not None:
+                return [named]
+            return list(session.scalars(select(SourceRow.id).where(SourceRow.name == named)))
 
     def source_discovered(self, id: str, inventory: Inventory) -> Source:
         """The source answered: its inventory is renewed and it is available. Raises SourceNotFound."""
