@@ -16,7 +16,7 @@ from api.events import Hub
 from api.limits import RequestLimits
 from api.measures import Measures
 from api.models import Health
-from api.routers import batch, events, images, jobs, logs, regions, sources, verifications
+from api.routers import batch, events, images, imports, jobs, logs, regions, sources, verifications
 from api.security import authenticate
 from api.strict_json import refuse_ambiguous_json
 from rehost.catalog.catalog import Catalog
@@ -63,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
         prefix="/v1",
         dependencies=[Depends(authenticate), Depends(refuse_unknown_parameters), Depends(refuse_ambiguous_json)],
     )
-    routers = (sources, batch, jobs, events, logs, images, verifications, regions)
+    routers = (imports, sources, batch, jobs, events, logs, images, verifications, regions)
     for router in (module.router for module in routers):
         v1.include_router(router)
     app.include_router(v1)

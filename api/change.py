@@ -14,9 +14,13 @@ from rehost.catalog.catalog import Catalog
 from rehost.catalog.job import ExecuteAt, ExecuteNow
 from rehost.catalog.job_changes import Change
 from rehost.catalog.records import Job
+from rehost.catalog.states import JobStatus
 from rehost.errors import OrchestrationAway
 
 _IN_THE_SCHEDULE = frozenset({"name", "incremental", "network"})  # what Prefect's schedule of a job was made of
+
+
+_IN_THE_START = frozenset({"name", "network"})  # and a timed start
 
 
 def change_job(catalog: Catalog, orchestration: Orchestration, id: str, patch: object, moment: datetime) -> Job:
@@ -28,7 +32,7 @@ def change_job(catalog: Catalog, orchestration: Orchestration, id: str, patch: o
     try:
         if change.changed & _IN_THE_SCHEDULE and catalog.is_scheduled(id):
             _reschedule(catalog, orchestration, change)
-        if "execution" in change.changed:
+        if "execution" in change.changed or (_is_timed(change.after) and change.changed & _IN_THE_START):
             _start_by_itself(catalog, orchestration, change.after)
     except BaseException:
         catalog.take_change_back(id, change)
@@ -37,13 +41,19 @@ def change_job(catalog: Catalog, orchestration: Orchestration, id: str, patch: o
 
 
 def _reschedule(catalog: Catalog, orchestration: Orchestration, change: Change) -> None:
-    """The schedule as it is now; how many images are kept is no part of it."""
+    """The schedule as it is now; how many images are kept is no part of it. By another rule intervals count anew."""
     before, rule = change.before.incremental, change.after.incremental
     if before is None or rule is None:
         return
     other = before.model_copy(update={"max_images": rule.max_images}) != rule
     if other or change.changed & {"name", "network"}:
-        launch.schedule(catalog, orchestration, change.after, rule)
+        since = None if other else catalog.schedule_anchor(change.after.id)
+        launch.schedule(catalog, orchestration, change.after, rule, since=since)
+
+
+def _is_timed(job: Job) -> bool:
+    ahead = isinstance(job.execution, ExecuteAt) and job.next_run_at == job.execution.start_at
+    return ahead and job.status is JobStatus.READY and not job.queued
 
 
 def _start_by_itself(catalog: Catalog, orchestration: Orchestration, job: Job) -> None:

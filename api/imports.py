@@ -235,7 +235,7 @@ def _job_request(row: sheet.Row, catalog: Catalog) -> JobRequest:
     named = row.cells.get("source")
     if named is None:
         return JobRequest.of(body)
-    ids = catalog.source_ids(named)
+    ids = catalog.sources_named(named)
     request = JobRequest.of({**body, "source_id": ids[0] if ids else "none"})
     if len(ids) == 1:
         return request

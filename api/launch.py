@@ -126,12 +126,14 @@ def _schedule(catalog: Catalog, orchestration: Orchestration, job: Job) -> None:
         schedule(catalog, orchestration, job, job.incremental)
 
 
-def schedule(catalog: Catalog, orchestration: Orchestration, job: Job, rule: Incremental) -> None:
-    """Give the job its schedule in Prefect, in place of the one that it may have; intervals count from now on.
+def schedule(
+    catalog: Catalog, orchestration: Orchestration, job: Job, rule: Incremental, *, since: datetime | None = None
+) -> None:
+    """Give the job its schedule in Prefect, in place of the one that it may have.
 
-    Raises OrchestrationAway.
+    Intervals count from `since`, or from now on. Raises OrchestrationAway.
     """
-    since = datetime.now(UTC)
+    since = since or datetime.now(UTC)
     await_here(
         orchestration.schedule_job,
         job.id,

@@ -42,9 +42,7 @@ def read(content: bytes, columns: Collection[str]) -> tuple[Row, ...]:
         return _refuse("is empty: the first row names the columns")
     names = [name.strip().lower() for name in lines[0]]
     _check_header(names, columns)
-    rows = [
-        _row(number, names, line) for number, line in enumerate(lines[1:], 2) if any(cell.strip() for cell in line)
-    ]
+    rows = [_row(number, names, line) for number, line in enumerate(lines[1:], 2) if any(cell.strip() for cell in line)]
     if not 1 <= len(rows) <= MAX_ROWS:
         return _refuse(f"has {len(rows)} rows: 1 to {MAX_ROWS} are taken at once")
     return tuple(rows)

@@ -96,7 +96,7 @@ class Sources:
                 )
             ]
 
-    def source_ids(self, named: str) -> list[str]:
+    def sources_named(self, named: str) -> list[str]:
         """The ids of the sources that are meant: that of the source with this id, else of all with this name."""
         with self._database.read() as session:
             if session.get(SourceRow, named) is not None:

@@ -307,3 +307,17 @@ def test_the_document_tells_what_can_be_changed(client: TestClient) -> None:
     assert {"name", "incremental", "execution"} <= set(schema["properties"])
     assert not {"source_id", "region_id"} & set(schema["properties"])
     assert "$ref" not in str(schema)
+
+
+def test_a_new_name_moves_no_run(client: TestClient, source_id: str, orders: Orders) -> None:
+    at = ahead(hours=2)
+    job = created(
+        client, source_id, name="web", execution={"mode": "at", "start_at": at}, incremental={"interval_hours": 9}
+    )
+    since = orders.asked[1][2]["since"]
+    orders.asked.clear()
+    after = changed(client, job["id"], {"name": "shop"})
+    assert datetime.fromisoformat(after["next_run_at"]) == datetime.fromisoformat(at)
+    assert orders.names() == ["schedule_job", "start_run", "cancel_run"]
+    assert orders.asked[0][2]["since"] == since, "intervals count from where they did"
+    assert (orders.asked[1][2]["job_name"], orders.asked[2][1]) == ("shop", "flow-1")

@@ -37,6 +37,7 @@ def test_a_job_starts_at_once_and_answers_every_field(client: TestClient, source
         *("queued", "bytes_done", "bytes_total", "bytes_per_second"),
         *("progress", "eta_seconds", "status_info", "error", "next_run_at", "image_ids", "latest_verification"),
         *("created_at", "started_at", "ended_at", "prefect_url", "next_step"),
+        *("bytes_done", "bytes_total", "bytes_per_second"),
     }
     assert (job["status"], job["business_status"], job["progress"]) == ("Running", "Preparing", 0)
     facts = {"job_name": "web", "source_name": "web1", "kind": "manual", "work_queue": "default"}
