@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import shutil
 import signal
@@ -32,6 +33,12 @@ class Services(Client):
     def __init__(self, client: Client, prefect_port: int) -> None:
         self.__dict__.update(client.__dict__)
         self._prefect = httpx.Client(base_url=f"http://127.0.0.1:{prefect_port}/api", timeout=60, trust_env=False)
+
+    def events(self, path: str) -> list[dict[str, Any]]:
+        """What the events of a stream say, until it ends."""
+        with self._http.stream("GET", path) as answer:
+            found = [line.removeprefix("data: ") for line in answer.iter_lines() if line.startswith("data: ")]
+        return [json.loads(text) for text in found]
 
     def cancel(self, flow_run_id: str) -> None:
         state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
@@ -182,6 +189,54 @@ def test_an_error_of_a_stage_is_the_error_of_the_job_and_the_message_of_the_flow
     assert {f"job:{job['name']}", f"source:{job['name']}"} <= set(flow_run["tags"])
     progress = {a["key"]: a["data"] for a in services.artifacts() if a["type"] == "progress"}
     assert progress[f"{job['id']}-transfer"] == 100
+
+
+def test_a_run_is_followed_by_its_events_and_its_log_is_a_story(services: Services, tree: Path) -> None:
+    job = job_of(services, {"kind": "path", "root": str(tree)}, bandwidth_limit_kbps=2 * _SLOW_KBPS)
+    path = f"/v1/jobs/{job['id']}"
+    services.post(f"{path}/start", {})
+    events = services.events(f"{path}/events")
+    assert events[-1]["type"] == "job.result"
+    assert events[-1]["job"] == services.get(path)
+    assert events[-1]["job"]["error"]["code"] == "Build.NoKernel"
+    told = [event for event in events if event["type"] == "job.progress"]
+    percents = [event["progress"] for event in told]
+    assert percents == sorted(percents)
+    assert 0 < percents[-1] < 100  # it failed
+    moving = [event for event in told if event["bytes_per_second"]]
+    assert moving, "no bytes were told"
+    assert all(0 < event["bytes_done"] <= event["bytes_total"] for event in moving)
+    assert any(event["eta_seconds"] for event in moving)
+    assert all(event["bytes_per_second"] < 3 * _SLOW_KBPS * 1000 for event in moving)
+    assert told[-1]["bytes_total"] is None  # no stage is under way any more
+
+    # The last lines come with Prefect's own pace.
+    error = wait_for("log", lambda: services.get(f"{path}/logs?level=error")["items"])
+    assert [entry["message"].split(":")[0] for entry in error] == ["Build.NoKernel"]
+    wait_for("end of the log", lambda: "The job is InError" in services.get(f"{path}/logs")["items"][0]["message"])
+    story: list[dict[str, Any]] = []
+    cursor = ""
+    while True:
+        page = services.get(f"{path}/logs?order=oldest&limit=7{cursor}")
+        story += page["items"]
+        assert page["total"] >= len(story)
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+    assert page["total"] == len(story) == len({entry["id"] for entry in story})
+    assert [entry["time"] for entry in story] == sorted(entry["time"] for entry in story)
+    run = services.newest_run(job["id"])
+    assert {entry["run_id"] for entry in story} == {run["id"]}
+    stages = [entry["stage"] for entry in story if entry["stage"]]
+    assert list(dict.fromkeys(stages)) == ["preflight", "snapshot", "transfer", "build-disk"]
+    messages = [entry["message"] for entry in story]
+    for wanted in (f"{job['name']} becomes a disk image", "transfer: begins", "transfer: done", "is safe in the store"):
+        assert sum(wanted in message for message in messages) == 1, wanted
+    for unwanted in ("Traceback", "Finished in state", "Running hook"):
+        assert not any(unwanted in message for message in messages), unwanted
+    assert any("Finished in state" in e["message"] for e in services.get(f"{path}/logs?level=debug&limit=50")["items"])
+    assert services.get(f"{path}/logs?run_id={run['id']}")["total"] == len(story)
+    assert set(run["stage_seconds"]) == {"preflight", "snapshot", "transfer"}
 
 
 def test_stop_ends_the_run_and_its_programs_and_the_next_run_goes_on_from_what_arrived(
