@@ -1,11 +1,14 @@
-"""Sources registered and discovered again, for the API and the console alike."""
+"""Sources registered, discovered again and removed, for the API and the console alike."""
 
 from __future__ import annotations
 
+from api import actions
+from api.dependencies import Orchestration
 from api.models import SourceSpec
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Source
-from rehost.errors import SourceError
+from rehost.errors import JobNotFound, SourceError
+from rehost.settings import Settings
 from rehost.source.connect import DiskConnection, PathConnection, SshConnection, open_session
 from rehost.source.inventory import Inventory
 
@@ -28,6 +31,22 @@ def discover_again(id: str, catalog: Catalog) -> Source:
         catalog.source_unavailable(id, error)
         raise
     return catalog.source_discovered(id, inventory)
+
+
+def remove(id: str, catalog: Catalog, orchestration: Orchestration, settings: Settings, *, force: bool) -> None:
+    """Forget the source and its jobs; its images stay. Where a job needs longer to go, the source is `deleting`.
+
+    Raises SourceNotFound, JobInvalidStatus where a job runs, SourceNeedsForce.
+    """
+    for job_id in catalog.begin_deleting_source(id, force=force):
+        try:
+            actions.delete_job(catalog, orchestration, settings, job_id)
+        except JobNotFound:
+            continue
+        except BaseException:
+            catalog.keep_source(id)
+            raise
+    catalog.forget_deleted_sources()
 
 
 def discover(connection: SshConnection | PathConnection | DiskConnection) -> Inventory:

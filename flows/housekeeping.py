@@ -40,6 +40,8 @@ def housekeeping() -> int:
     """Put right what no process is left to put right; the number of runs."""
     ended = put_right()
     retire_what_is_over()
+    with catalog() as opened:
+        opened.forget_deleted_sources()
     tidy_images()
     tidy_store()
     return ended

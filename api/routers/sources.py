@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from api import registration
-from api.dependencies import TheCatalog, ThePlace
+from api.dependencies import TheCatalog, TheOrchestration, ThePlace, TheSettings
 from api.models import SourceChange, SourceSpec
 from api.once import TheOnce
 from api.problems import responses
@@ -19,6 +21,7 @@ from rehost.errors import (
     ProgramNotFound,
     ProgramTimeout,
     SourceError,
+    SourceNeedsForce,
     SourceNotFound,
     SourceStateInvalid,
     error_classes,
@@ -65,6 +68,23 @@ def change_source(id: str, change: SourceChange, catalog: TheCatalog) -> Source:
         return catalog.change_source(id, named)
     catalog.check_connection_free(id)
     return catalog.change_source(id, named, change.connection, registration.discover(change.connection))
+
+
+@router.delete(
+    "/{id}",
+    status_code=204,
+    response_class=Response,
+    responses=responses(SourceNotFound, SourceNeedsForce, JobInvalidStatus),
+)
+def delete_source(
+    id: str,
+    catalog: TheCatalog,
+    orchestration: TheOrchestration,
+    settings: TheSettings,
+    force: Annotated[bool, Query(description="also with an unfinished job, which is deleted too")] = False,
+) -> None:
+    """Forget the source with its jobs. Its images stay, and so does what they were made from."""
+    registration.remove(id, catalog, orchestration, settings, force=force)
 
 
 @router.post("/{id}/discover", responses=responses(SourceNotFound, *_CONNECTING))

@@ -14,8 +14,8 @@ from rehost.catalog.database import Database, held, now
 from rehost.catalog.names import name_from
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.records import Page, Source
-from rehost.catalog.states import ENDED, UNDER_WAY, JobStatus, SourceState
-from rehost.catalog.tables import JobRow, RunRow, SourceRow
+from rehost.catalog.states import ENDED, JobStatus, SourceState
+from rehost.catalog.tables import JobRow, SourceRow
 from rehost.errors import JobInvalidStatus, RehostError, SourceNeedsForce, SourceNotFound, SourceStateInvalid
 from rehost.ids import new_id
 from rehost.source.connect import Connection, DiskConnection, PathConnection, SshConnection
@@ -147,10 +147,10 @@ class Sources:
             _check_at_rest(session, id, "another connection of its source")
 
     def begin_deleting_source(self, id: str, *, force: bool) -> list[str]:
-        """The source is on its way out and takes no new job; its jobs, which have to be deleted before it goes.
+        """The source is on its way out and takes no new job; its jobs that have still to be deleted before it goes.
 
-        Raises SourceNotFound, JobInvalidStatus where a job runs or waits for its turn, and SourceNeedsForce for any
-        other unfinished job without `force`.
+        Raises SourceNotFound, JobInvalidStatus where a job runs, and SourceNeedsForce for any other unfinished job
+        without `force`.
         """
         with self._database.write() as session:
             row = source_row(session, id)
@@ -158,7 +158,8 @@ class Sources:
             if not force and (job := unfinished_job(session, id)) is not None:
                 raise SourceNeedsForce(id=id, job_id=job.id)
             row.state, row.status_info = SourceState.DELETING, None
-            return list(session.scalars(select(JobRow.id).where(JobRow.source_id == id).order_by(JobRow.created_at)))
+            still = select(JobRow.id).where(JobRow.source_id == id, JobRow.status != JobStatus.DELETING)
+            return list(session.scalars(still.order_by(JobRow.created_at)))
 
     def keep_source(self, id: str) -> None:
         """Undo begin_deleting_source: one of the jobs could not be deleted."""
@@ -200,11 +201,9 @@ def _check_not_deleting(row: SourceRow) -> None:
 
 
 def _check_at_rest(session: Session, source_id: str, action: str) -> None:
-    """A run of the source is neither under way nor waiting for its turn."""
-    job_id = session.scalars(
-        select(RunRow.job_id).where(RunRow.source_id == source_id, RunRow.status.in_(UNDER_WAY)).limit(1)
-    ).first()
-    if job_id is not None:
+    """No job of the source runs; one that waits for its turn may."""
+    running = select(JobRow.id).where(JobRow.source_id == source_id, JobRow.status == JobStatus.RUNNING).limit(1)
+    if (job_id := session.scalars(running).first()) is not None:
         allowed = ", ".join(status for status in JobStatus if status is not JobStatus.RUNNING)
         raise JobInvalidStatus(id=job_id, status=JobStatus.RUNNING, action=action, allowed=allowed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -76,6 +77,15 @@ def _events(lines: Iterable[str]) -> Iterator[Event]:
             name, data = "message", ""
 
 
+@dataclass(frozen=True)
+class Download:
+    """A file on its way."""
+
+    first: int  # the byte that comes first
+    size: int  # of the whole file
+    pieces: Iterator[bytes]
+
+
 class Client:
     """One connection to the API. Raises ApiUnreachable where nothing answers, Refused for a problem."""
 
@@ -104,6 +114,24 @@ class Client:
     def delete(self, path: str, **query: Any) -> Json:
         """Parameters that are None are not sent; an empty object where nothing is answered."""
         return self._ask("DELETE", path, query)
+
+    @contextlib.contextmanager
+    def download(self, path: str, first: int = 0) -> Iterator[Download]:
+        """A file from that byte on, or from its beginning where the API does not go on there."""
+        headers = {"Range": f"bytes={first}-"} if first else {}
+        try:
+            with self._http.stream("GET", path, headers=headers) as answer:
+                if answer.status_code == 416:  # all of it is here
+                    total = int(answer.headers["content-range"].rpartition("/")[2])
+                    yield Download(first if first == total else 0, total, iter(()))
+                    return
+                if not answer.is_success:
+                    answer.read()
+                    raise Refused(answer.status_code, answer.json())
+                begins = first if answer.status_code == 206 else 0
+                yield Download(begins, begins + int(answer.headers["content-length"]), answer.iter_bytes(1 << 20))
+        except (httpx.HTTPError, httpx.StreamError, ValueError, KeyError) as error:
+            raise ApiUnreachable(url=self._url, reason=str(error) or type(error).__name__) from error
 
     def events(self, path: str, last_event_id: str | None = None) -> Iterator[Event]:
         """Server-sent events until the API ends them, or the line breaks (ApiUnreachable)."""

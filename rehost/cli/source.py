@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rehost.cli.client import Client, Json
 from rehost.cli.output import plain, print_facts, print_json, print_more, print_table, size, value_at
-from rehost.cli.parsing import Groups, add_common, add_id, add_key, add_place, tags_of
+from rehost.cli.parsing import Groups, UsageError, add_common, add_id, add_key, add_place, tags_of
 
 _SSH = re.compile(r"(?:(?P<user>[^@]+)@)?(?P<host>\[[^\]]+\]|[^:@]+)(?::(?P<port>\d{1,5}))?")
 
@@ -19,17 +19,7 @@ def add_commands(groups: Groups) -> None:
         dest="verb", required=True, metavar="VERB"
     )
     add = verbs.add_parser("add", help="connect to a server, discover what it is, remember it")
-    kind = add.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--ssh", metavar="[USER@]HOST[:PORT]", type=_ssh, help="a running server")
-    kind.add_argument("--path", metavar="DIR", help="a server's tree on the machine of the API")
-    kind.add_argument("--disk", metavar="FILE", action="append", help="a disk image; several, the system disk first")
-    add.add_argument("--identity-file", metavar="FILE", help="private key for ssh, on the machine of the API")
-    add.add_argument("--known-hosts", metavar="FILE", help="host keys for ssh")
-    add.add_argument("--proxy-jump", metavar="[USER@]HOST[:PORT]")
-    add.add_argument("--sudo", action="store_true", default=None, help="become root by password-free sudo")
-    add.add_argument("--name")
-    add.add_argument("--description")
-    add.add_argument("--tag", action="append", metavar="KEY=VALUE")
+    _add_connection(add, required=True)
     add_key(add)
     add_common(add, _add)
 
@@ -44,6 +34,32 @@ def add_commands(groups: Groups) -> None:
     discover = verbs.add_parser("discover", help="take the inventory once more")
     add_id(discover)
     add_common(discover, _discover)
+
+    update = verbs.add_parser("update", help="another name, description, tags or connection")
+    add_id(update)
+    _add_connection(update, required=False)
+    update.add_argument("--no-description", action="store_true", help="take the description away")
+    update.add_argument("--no-tags", action="store_true", help="take all tags away")
+    add_common(update, _update)
+
+    remove = verbs.add_parser("remove", help="forget a server and its jobs; its images stay")
+    add_id(remove)
+    remove.add_argument("--force", action="store_true", help="also with a job that is not finished, but does not run")
+    add_common(remove, _remove)
+
+
+def _add_connection(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    kind = parser.add_mutually_exclusive_group(required=required)
+    kind.add_argument("--ssh", metavar="[USER@]HOST[:PORT]", type=_ssh, help="a running server")
+    kind.add_argument("--path", metavar="DIR", help="a server's tree on the machine of the API")
+    kind.add_argument("--disk", metavar="FILE", action="append", help="a disk image; several, the system disk first")
+    parser.add_argument("--identity-file", metavar="FILE", help="private key for ssh, on the machine of the API")
+    parser.add_argument("--known-hosts", metavar="FILE", help="host keys for ssh")
+    parser.add_argument("--proxy-jump", metavar="[USER@]HOST[:PORT]")
+    parser.add_argument("--sudo", action="store_true", default=None, help="become root by password-free sudo")
+    parser.add_argument("--name")
+    parser.add_argument("--description")
+    parser.add_argument("--tag", action="append", metavar="KEY=VALUE")
 
 
 def _ssh(text: str) -> dict[str, object]:
@@ -65,16 +81,45 @@ def _connection(arguments: argparse.Namespace) -> Json:
         return {"kind": "disk", "disks": [str(Path(disk).absolute()) for disk in arguments.disk]}
     optional = ("identity_file", "known_hosts", "proxy_jump", "sudo")
     given = {name: value for name in optional if (value := getattr(arguments, name)) is not None}
-    return {**arguments.ssh, **given}
+    return {**(arguments.ssh or {}), **given}
 
 
-def _add(client: Client, arguments: argparse.Namespace) -> int:
-    body: Json = {"connection": _connection(arguments)}
+def _body(arguments: argparse.Namespace) -> Json:
+    body: Json = {}
+    if connection := _connection(arguments):
+        if "kind" not in connection:
+            raise UsageError("say --ssh [USER@]HOST[:PORT] too: a connection is changed as a whole")
+        body["connection"] = connection
     for name in ("name", "description"):
         if getattr(arguments, name) is not None:
             body[name] = getattr(arguments, name)
     if arguments.tag:
         body["tags"] = tags_of(arguments.tag)
+    return body
+
+
+def _update(client: Client, arguments: argparse.Namespace) -> int:
+    body = _body(arguments)
+    for given, name, nothing in ((arguments.no_description, "description", None), (arguments.no_tags, "tags", {})):
+        if given and name in body:
+            raise UsageError(f"--no-{name} goes with no other {name}")
+        if given:
+            body[name] = nothing
+    if not body:
+        raise UsageError("nothing to change; see `rehost source update --help`")
+    _print(client.patch(f"/v1/sources/{arguments.id}", body), arguments)
+    return 0
+
+
+def _remove(client: Client, arguments: argparse.Namespace) -> int:
+    client.delete(f"/v1/sources/{arguments.id}", force="true" if arguments.force else None)
+    if arguments.json:
+        print_json({"id": arguments.id, "removed": True})
+    return 0
+
+
+def _add(client: Client, arguments: argparse.Namespace) -> int:
+    body = _body(arguments)
     _print(client.post("/v1/sources", body, key=arguments.idempotency_key), arguments)
     return 0
 

@@ -33,6 +33,8 @@ from rehost.errors.base import (
     error_of as error_of,
 )
 from rehost.errors.deliveries import (
+    DownloadDamaged as DownloadDamaged,
+    DownloadNotWritten as DownloadNotWritten,
     EvidenceNotFound as EvidenceNotFound,
     ImageDiskNotFound as ImageDiskNotFound,
     ImageFileNotFound as ImageFileNotFound,

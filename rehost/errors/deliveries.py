@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rehost.errors.base import RehostError
 from rehost.errors.requests import Conflict, NotFound, RequestError, SourceHasUnfinishedJob
 
 
@@ -32,6 +33,21 @@ class RangeNotSatisfiable(RequestError):
     code = "Range.NotSatisfiable"
     remedy = "Ask for bytes that the file has; a download that goes on there is complete already."
     http_status = 416
+
+
+class DownloadDamaged(RehostError):
+    """{name} did not arrive whole: it has SHA-256 {found} where it should have {wanted}. What arrived was removed."""
+
+    code = "Image.DownloadDamaged"
+    remedy = "Export it once more; if it stays so, the file at the API's machine is damaged: delete the image."
+    retryable = True
+
+
+class DownloadNotWritten(RehostError):
+    """The image cannot be written to {path}: {reason}."""
+
+    code = "Image.DownloadNotWritten"
+    remedy = "Name a folder that you may write to and that has room for the image; what has arrived is kept there."
 
 
 class ImageInUse(Conflict):

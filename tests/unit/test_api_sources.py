@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import update
 
 from rehost.catalog.catalog import Catalog
-from tests.support.api import app, catalog, client, empty, job_body, orders, refused, settings, source_id, tree
+from rehost.catalog.states import JobStatus
+from rehost.catalog.tables import JobRow
+from tests.support.api import Orders, app, catalog, client, empty, job_body, orders, refused, settings, source_id, tree
 
 
 def test_registering_a_source_discovers_what_it_is(client: TestClient, tree: Path) -> None:
@@ -122,3 +125,59 @@ def test_a_new_connection_of_a_source_is_discovered_first(
     assert job["status"] == "Running", job
     refused(client.patch(f"/v1/sources/{source_id}", json=body), 409, "Job.InvalidStatus")
     assert client.patch(f"/v1/sources/{source_id}", json={"name": "other"}).json()["name"] == "other"
+
+
+def put_into(catalog: Catalog, job_id: str, status: JobStatus) -> None:
+    with catalog._database.write() as session:
+        session.execute(update(JobRow).where(JobRow.id == job_id).values(status=status))
+
+
+def test_a_source_without_jobs_is_deleted(client: TestClient, source_id: str) -> None:
+    assert client.delete(f"/v1/sources/{source_id}").status_code == 204
+    refused(client.get(f"/v1/sources/{source_id}"), 404, "Source.NotFound")
+    refused(client.delete(f"/v1/sources/{source_id}"), 404, "Source.NotFound")
+
+
+def test_a_source_with_an_unfinished_job_needs_force_and_with_a_running_one_stays(
+    client: TestClient, catalog: Catalog, source_id: str
+) -> None:
+    address = f"/v1/sources/{source_id}"
+    body = job_body(source_id, targets={"image": {}}, execution={"mode": "create_only"})
+    job_id = client.post("/v1/jobs", json=body).json()["id"]
+    told = refused(client.delete(address), 409, "Source.HasUnfinishedJob")
+    assert job_id in told["detail"] and "force=true" in told["remedy"]
+    client.post(f"/v1/jobs/{job_id}/start")
+    for force in ("", "?force=true"):
+        told = refused(client.delete(address + force), 409, "Job.InvalidStatus")
+        assert job_id in told["detail"] and "Waiting" in told["detail"]
+    assert client.get(address).json()["state"] == "in_use"
+    put_into(catalog, job_id, JobStatus.STOPPED)
+    assert client.delete(f"{address}?force=true").status_code == 204
+    refused(client.get(address), 404, "Source.NotFound")
+    refused(client.get(f"/v1/jobs/{job_id}"), 404, "Job.NotFound")
+
+
+def test_finished_jobs_go_with_their_source(client: TestClient, catalog: Catalog, source_id: str) -> None:
+    body = job_body(source_id, targets={"image": {}}, execution={"mode": "create_only"})
+    job_id = client.post("/v1/jobs", json=body).json()["id"]
+    put_into(catalog, job_id, JobStatus.FINISHED)
+    assert client.delete(f"/v1/sources/{source_id}").status_code == 204
+    refused(client.get(f"/v1/jobs/{job_id}"), 404, "Job.NotFound")
+
+
+def test_a_source_whose_job_cannot_go_at_once_takes_no_new_job_and_goes_later(
+    client: TestClient, catalog: Catalog, orders: Orders, source_id: str
+) -> None:
+    body = job_body(source_id, targets={"image": {}}, incremental={"interval_hours": 1})
+    job_id = client.post("/v1/jobs", json=body).json()["id"]
+    put_into(catalog, job_id, JobStatus.WAITING)
+    orders.away |= {"unschedule_job", "cancel_run"}
+    assert client.delete(f"/v1/sources/{source_id}?force=true").status_code == 204
+    assert client.get(f"/v1/sources/{source_id}").json()["state"] == "deleting"
+    refused(client.post("/v1/jobs", json=body), 409, "SourceState.Invalid")
+    refused(client.patch(f"/v1/sources/{source_id}", json={"name": "web2"}), 409, "SourceState.Invalid")
+    assert catalog.forget_deleted_sources() == []
+    assert client.delete(f"/v1/sources/{source_id}").status_code == 204, "once more changes nothing"
+    catalog.nothing_left_in_prefect(job_id)
+    catalog.finish_removal(job_id)
+    assert catalog.forget_deleted_sources() == [source_id]
