@@ -228,7 +228,7 @@ def _found_version(engine: Engine) -> int | None:
 def _engine(url: str, *, tables_change: bool = False) -> Engine:
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise CatalogUrlInvalid(reason="it is not a URL") from error
     if parsed.drivername in ("postgresql", "postgresql+pg8000"):
         return postgresql_engine(parsed, answer_seconds=None) if tables_change else postgresql_engine(parsed)

@@ -48,10 +48,10 @@ def postgresql_engine(url: URL, *, answer_seconds: float | None = _ANSWER_SECOND
         raise CatalogUrlInvalid(reason="the options are `host`, `sslmode` and `sslrootcert`, each once")
     if not url.username or not url.database or not (url.host or folder):
         raise CatalogUrlInvalid(reason="it names a user, a host and a database: postgresql://USER@HOST/DATABASE")
-    password = url.password or os.environ.get("PGPASSWORD") or _password_from_file(url, folder)
-    made = create_engine(
-        url.set(drivername=_DRIVER, query={}, password=password), connect_args=arguments, pool_pre_ping=True
-    )
+    # Never None: the driver breaks where the server asks for one all the same.
+    password = url.password or os.environ.get("PGPASSWORD") or _password_from_file(url, folder) or ""
+    bare = URL.create(_DRIVER, url.username, host=url.host, port=url.port, database=url.database)
+    made = create_engine(bare, connect_args={**arguments, "password": password}, pool_pre_ping=True)
     event.listen(made, "handle_error", _as_elsewhere)
     return made
 

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
@@ -44,6 +45,7 @@ class PostgreSQL:
         self.folder = Path(tempfile.mkdtemp(prefix="rehost-pg-"))  # a user who is not root has to reach it
         self.port = _free_port()
         self._stack = contextlib.ExitStack()
+        self._parent = ThreadPoolExecutor(1)  # the server ends with the thread that started it: not a test's own
         self._process: Process | None = None
         self._numbers = itertools.count(1)
         self._as_user = _ordinary_user(self.folder)
@@ -66,9 +68,8 @@ class PostgreSQL:
         options = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
         argv = ["postgres", "-D", str(self._data), "-p", str(self.port), "-k", str(self.folder), *options]
         log = self._stack.enter_context((self.folder / "log").open("ab"))
-        self._process = self._stack.enter_context(
-            spawn([*self._as_user, *argv], stdout=log, stderr=log, cwd=self.folder)
-        )
+        made = spawn([*self._as_user, *argv], stdout=log, stderr=log, cwd=self.folder)
+        self._process = self._parent.submit(self._stack.enter_context, made).result()
         deadline = time.monotonic() + _START_SECONDS
         while True:
             try:
@@ -139,6 +140,7 @@ class PostgreSQL:
         if self.running:
             self.kill()
         self._stack.close()
+        self._parent.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
