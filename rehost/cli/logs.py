@@ -63,12 +63,12 @@ class _Printed:
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self.run_id: str | None = None
-        self.pages: list[str | None] = [None]  # the cursors of the last two pages
+        self.start: str | None = None  # the cursor of the last page but one
         self._ids: set[str] = set()
 
     def begin(self, run_id: str) -> None:
         if run_id != self.run_id:
-            self.run_id, self.pages, self._ids = run_id, [None], set()
+            self.run_id, self.start, self._ids = run_id, None, set()
 
     def show(self, entry: Json) -> None:
         if entry["id"] in self._ids:
@@ -82,7 +82,7 @@ class _Printed:
 
 def _print_new(client: Client, arguments: argparse.Namespace, run_id: str, printed: _Printed) -> None:
     printed.begin(run_id)
-    cursor = printed.pages[0]
+    before = cursor = printed.start
     while True:
         page = client.get(
             f"/v1/jobs/{arguments.id}/logs",
@@ -94,11 +94,10 @@ def _print_new(client: Client, arguments: argparse.Namespace, run_id: str, print
         )
         for entry in page["items"]:
             printed.show(entry)
-        cursor = page["next_cursor"]
-        if cursor is None:
+        if page["next_cursor"] is None:
+            printed.start = before
             return
-        if cursor not in printed.pages:
-            printed.pages = [*printed.pages, cursor][-2:]
+        before, cursor = cursor, page["next_cursor"]
 
 
 def _newest_run(client: Client, job_id: str) -> str | None:

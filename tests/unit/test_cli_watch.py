@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -160,14 +161,23 @@ def test_an_api_that_stays_away_is_given_up(
 def test_on_a_terminal_there_is_a_bar_with_bytes_rate_and_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     api.stream(progress(10, name="web1\x1b[2J") + RESULT)
     ours, theirs = pty.openpty()
+    pieces: list[bytes] = []
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # how Linux tells that the other end is closed
+            while piece := os.read(ours, 1 << 16):
+                pieces.append(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
     with os.fdopen(theirs, "w") as terminal:
         monkeypatch.setattr("sys.stdout", terminal)
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setenv("COLUMNS", "160")
         assert cli.main(["job", "watch", "j-1"]) == 0
-        terminal.flush()
-        shown = os.read(ours, 1 << 16).decode()
+    reader.join(30)
     os.close(ours)
+    shown = b"".join(pieces).decode()
     assert "Syncing" in shown
     assert "3.0 MiB of 6.0 GiB, 2.0 MiB/s, 0:01:02 left" in shown
     assert "web1\x1b[2J" not in shown
@@ -223,9 +233,32 @@ def test_a_log_is_followed_until_the_job_rests_and_late_lines_are_not_lost(
     ]
     api.look({**_JOB, "queued": True, "status": "Ready"}, _JOB, _JOB, _DONE)
     one, two, three, late = entry(1, "one"), entry(3, "three"), entry(4, "four"), entry(2, "late")
-    api.answers["/v1/jobs/j-1/logs"] = [page([one]), page([one, two]), page([one, late, two, three])]
+    api.answers["/v1/jobs/j-1/logs"] = [
+        page([one]),
+        page([one, two]),
+        page([one, two]),  # the job rests; the end of its log is still on its way
+        page([one, late, two, three]),
+    ]
     assert cli.main(["job", "logs", "j-1", "--follow", "--json"]) == 0
     assert [line["message"] for line in lines(capsys)] == ["one", "three", "late", "four"]
+
+
+def test_a_late_line_of_the_page_before_is_not_lost(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.answers["/v1/jobs/j-1/runs"] = [(200, "application/json", json.dumps({"items": [{"id": "r-1"}]}))]
+    api.look(_JOB, _DONE)
+    there = [entry(2, "two"), entry(3, "three")]
+
+    def answer(query: dict[str, list[str]]) -> Answer:
+        """Pages of one line; a cursor is the number of the last one."""
+        after = int(query.get("cursor", ["0"])[0])
+        found = [one for one in there if int(one["id"]) > after]
+        if len(found) == 1:  # whoever asks for the end has seen the rest
+            there[:] = [entry(1, "late"), entry(2, "two"), entry(3, "three")]
+        return page(found[:1], found[0]["id"] if len(found) > 1 else None)
+
+    api.answers["/v1/jobs/j-1/logs"] = [answer]
+    assert cli.main(["job", "logs", "j-1", "--follow", "--json"]) == 0
+    assert [line["message"] for line in lines(capsys)] == ["two", "three", "late"]
 
 
 def test_a_job_that_has_not_run_has_no_log(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
