@@ -17,7 +17,7 @@ from api.limits import RequestLimits
 from api.measures import Measures
 from api.models import Health
 from api.routers import batch, events, images, imports, jobs, logs, regions, sources, verifications
-from api.security import authenticate
+from api.security import Failures, authenticate
 from api.strict_json import refuse_ambiguous_json
 from rehost.catalog.catalog import Catalog
 from rehost.settings import Settings
@@ -48,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     measures = Measures()
     app.state.settings = settings
+    app.state.failures = Failures()
     problems.install(app)
     document.install(app)
     app.add_middleware(RequestLimits)

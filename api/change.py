@@ -23,12 +23,20 @@ _IN_THE_SCHEDULE = frozenset({"name", "incremental", "network"})  # what Prefect
 _IN_THE_START = frozenset({"name", "network"})  # and a timed start
 
 
-def change_job(catalog: Catalog, orchestration: Orchestration, id: str, patch: object, moment: datetime) -> Job:
+def change_job(
+    catalog: Catalog,
+    orchestration: Orchestration,
+    id: str,
+    patch: object,
+    moment: datetime,
+    *,
+    expected: int | None = None,
+) -> Job:
     """Set what a merge patch says; nothing where anything of it is refused or Prefect does not answer.
 
     A job whose `execution` becomes `now` is started. Raises what Catalog.change_job raises, and OrchestrationAway.
     """
-    change = catalog.change_job(id, patch, moment)
+    change = catalog.change_job(id, patch, moment, expected=expected)
     try:
         if change.changed & _IN_THE_SCHEDULE and catalog.is_scheduled(id):
             _reschedule(catalog, orchestration, change)

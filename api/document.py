@@ -16,6 +16,7 @@ from rehost.errors import (
     Forbidden,
     InvalidParameter,
     MediaTypeUnsupported,
+    PreconditionFailed,
     RehostError,
     RequestTimeout,
     RequestTooLarge,
@@ -84,6 +85,8 @@ def _complete(path: str, method: str, operation: Json) -> None:
         operation["description"] = f"{operation.get('description', '')}\n\nScope: `{scope}`.".strip()
     if "application/json" in operation.get("requestBody", {}).get("content", {}):
         everywhere.append(MediaTypeUnsupported)
+    if any(parameter["name"] == "If-Match" for parameter in operation.get("parameters", [])):
+        everywhere.append(PreconditionFailed)
     answers: Json = operation["responses"]
     if MEDIA_TYPE not in answers.get("422", {}).get("content", {}):
         answers.pop("422", None)  # FastAPI's own, which is never sent
@@ -105,6 +108,9 @@ def _complete_answer(status: str, answer: Json) -> None:
         headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
     if status == "401":
         headers["WWW-Authenticate"] = {"$ref": "#/components/headers/WWW-Authenticate"}
+    schema = answer.get("content", {}).get("application/json", {}).get("schema", {})
+    if schema.get("$ref", "").endswith("/Job") or status == "304":
+        headers.setdefault("ETag", {"$ref": "#/components/headers/ETag"})
     if status == "201":
         headers["Location"] = {"$ref": "#/components/headers/Location"}
         headers["Idempotency-Replayed"] = {"$ref": "#/components/headers/Idempotency-Replayed"}

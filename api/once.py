@@ -8,9 +8,10 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 from pydantic import BaseModel
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from api.dependencies import TheCatalog
+from api.etags import JobAnswer
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.faults import Fault, raise_faults
 from rehost.catalog.idempotency import Answer
@@ -69,7 +70,7 @@ def _response(answer: Answer, *, replayed: bool = False) -> Response:
     headers = {"Location": answer.location} if answer.location else {}
     if replayed:
         headers["Idempotency-Replayed"] = "true"
-    return JSONResponse(answer.body, answer.status, headers)
+    return JobAnswer(answer.body, answer.status, headers)
 
 
 TheOnce = Annotated[Once, Depends(get_once)]

@@ -10,7 +10,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.request_ids import LOGGING
 from api.security import is_loopback
+from rehost.catalog.catalog import Catalog
 from rehost.errors import InvalidParameter, RehostError
 from rehost.settings import Settings, settings
 
@@ -18,12 +20,17 @@ _NOT_STARTED = 3  # as uvicorn's own program ends
 
 
 def check_bind_address(configured: Settings) -> None:
-    """Raises InvalidParameter where others could reach an API that asks for no key."""
-    if not is_loopback(configured.api_host) and not configured.api_keys:
-        raise InvalidParameter(
-            f"The API does not listen on {configured.api_host} without a key: set REHOST_API_KEYS.",
-            [("REHOST_API_HOST", "is an address of the loopback interface, unless REHOST_API_KEYS is set")],
-        )
+    """Raises InvalidParameter where others could reach an API that asks for no key; and CatalogAway."""
+    if is_loopback(configured.api_host) or configured.api_keys:
+        return
+    configured.home.mkdir(parents=True, exist_ok=True)
+    with Catalog.open(configured) as catalog:
+        if catalog.api_keys():
+            return
+    raise InvalidParameter(
+        f"The API does not listen on {configured.api_host} without a key: `rehost key add`, or set REHOST_API_KEYS.",
+        [("REHOST_API_HOST", "is an address of the loopback interface, unless there is a key")],
+    )
 
 
 class Server(uvicorn.Server):
@@ -50,7 +57,8 @@ def main() -> int:
         create_app(configured),
         host=configured.api_host,
         port=configured.api_port,
-        access_log=False,
+        access_log=False,  # api.envelope writes one
+        log_config=LOGGING,
         server_header=False,
         timeout_graceful_shutdown=10,
     )

@@ -31,6 +31,8 @@ async def refuse_ambiguous_json(request: Request) -> None:
             json.loads(body, object_pairs_hook=_object, parse_constant=_constant, parse_int=_whole)
     except _Ambiguous as error:
         raise_faults([Fault("", str(error))])
+    except (ValueError, RecursionError):
+        return  # no JSON at all: whoever takes it for JSON says so
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

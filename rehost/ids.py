@@ -6,7 +6,7 @@ import secrets
 import string
 from typing import Literal
 
-Kind = Literal["s", "j", "r", "m", "v", "n", "b"]
+Kind = Literal["s", "j", "r", "m", "v", "n", "b", "k"]
 """source, job, run, image, verification, n for a snapshot, and b for jobs that are started together."""
 
 _ALPHABET = string.ascii_lowercase + string.digits

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import (
@@ -71,6 +74,25 @@ class Region(BaseModel):
         return None if images is None else images.expanduser().absolute()
 
 
+_HASHED = "sha256:"
+_HASH = re.compile(r"sha256:[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True)
+class _FromFile:
+    """A value that stands in rehost.toml, where no secret belongs."""
+
+    value: object
+
+
+class _File(TomlConfigSettingsSource):
+    """rehost.toml."""
+
+    def __call__(self) -> dict[str, Any]:
+        values = super().__call__()
+        return {**values, **{name: _FromFile(values[name]) for name in ("api_key", "api_keys") if name in values}}
+
+
 class Settings(BaseSettings):
     """All settings, checked once. Environment first, then rehost.toml, then the defaults."""
 
@@ -83,6 +105,7 @@ class Settings(BaseSettings):
     api_port: int = Field(8420, ge=1, le=65535)
     prefect_port: int = Field(4200, ge=1, le=65535)
     api_keys: Annotated[tuple[str, ...], NoDecode] = ()
+    api_key: str | None = None  # what the command line sends; default: the first plain one of api_keys
     hour_seconds: float = Field(3600.0, gt=0)
     regions: dict[str, Region] = Field(default_factory=dict)
 
@@ -99,13 +122,32 @@ class Settings(BaseSettings):
             location(url)
         return url
 
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _no_key_in_file(cls, value: object) -> object:
+        if isinstance(value, _FromFile):
+            raise ValueError("a key in plain does not belong into the file; set REHOST_API_KEY")
+        return value
+
     @field_validator("api_keys", mode="before")
     @classmethod
     def _split_keys(cls, value: object) -> object:
-        """REHOST_API_KEYS is a list by commas; in rehost.toml it is an array, or such a string."""
-        if isinstance(value, str):
-            return tuple(key for part in value.split(",") if (key := part.strip()))
-        return value
+        """REHOST_API_KEYS is a list by commas; in rehost.toml it is an array, or such a string, of hashes alone."""
+        in_file = isinstance(value, _FromFile)
+        if isinstance(value, _FromFile):
+            value = value.value
+        keys = value.split(",") if isinstance(value, str) else value
+        if not isinstance(keys, list | tuple) or not all(isinstance(key, str) for key in keys):
+            return keys
+        told = tuple(key for part in keys if (key := part.strip()))
+        for key in told:
+            if key.startswith(_HASHED) and _HASH.fullmatch(key) is None:
+                raise ValueError(f"a key that begins with {_HASHED} goes on with 64 hexadecimal digits")
+            if in_file and not key.startswith(_HASHED):
+                raise ValueError(
+                    f"a key in the file is written as {_HASHED}HEX; a plain one is taken from REHOST_API_KEYS"
+                )
+        return told
 
     @classmethod
     def settings_customise_sources(
@@ -117,7 +159,20 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         toml = Path(os.environ.get("REHOST_CONFIG", "rehost.toml"))
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml)
+        return init_settings, env_settings, _File(settings_cls, toml)
+
+    @property
+    def api_key_hashes(self) -> tuple[str, ...]:
+        """SHA-256 in hex of each key of `api_keys`."""
+        return tuple(
+            key.removeprefix(_HASHED).lower() if key.startswith(_HASHED) else hashlib.sha256(key.encode()).hexdigest()
+            for key in self.api_keys
+        )
+
+    @property
+    def key_to_send(self) -> str | None:
+        """The key that the command line shows the API."""
+        return self.api_key or next((key for key in self.api_keys if not key.startswith(_HASHED)), None)
 
     @property
     def catalog_url(self) -> str:

@@ -11,9 +11,8 @@ from fastapi import Depends, Request
 from starlette.datastructures import FormData
 
 from api.console.sessions import Session, Sessions
-from api.security import authenticate
-from rehost.errors import Forbidden, FormRefused, Unauthenticated
-from rehost.settings import Settings
+from api.security import caller_of
+from rehost.errors import Forbidden, FormRefused
 
 COOKIE = "rehost_console"
 TOKEN_FIELD = "_token"
@@ -42,13 +41,9 @@ def key_scope(request: Request, key_hash: str | None) -> str:
 
     Raises Unauthenticated where a key is needed and this is none, Forbidden for a host name that is not ours.
     """
-    settings: Settings = request.app.state.settings
-    if not settings.api_keys:
-        authenticate(request, None)
-        return "admin"
-    if key_hash not in {hash_of(key) for key in settings.api_keys}:
-        raise Unauthenticated()
-    return "admin"
+    caller = caller_of(request, key_hash)
+    request.scope["state"]["key_name"] = caller.name
+    return caller.scope
 
 
 def hash_of(key: str) -> str:

@@ -16,6 +16,7 @@ from api.console.access import (
     sessions_of,
 )
 from api.console.pages import ConsoleRoute, gone_to, local_path, page
+from api.security import client_of
 from rehost.errors import Unauthenticated
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False)
@@ -42,9 +43,12 @@ def log_in(request: Request, form: FormData = Depends(_login_form)) -> Response:
     wanted, key = form.get("next"), form.get("key")
     target = local_path(wanted if isinstance(wanted, str) else "/")
     key_hash = hash_of(key.strip() if isinstance(key, str) else "")
+    failures, client = request.app.state.failures, client_of(request)
+    failures.check(client)
     try:
         key_scope(request, key_hash)
     except Unauthenticated:
+        failures.add(client)
         return page(request, None, "login.html", status_code=401, next=target, wrong=True)
     # A new session at each log-in: what a browser had before is worth nothing.
     request.state.console_session = sessions_of(request).begin(key_hash)

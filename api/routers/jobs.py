@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query
+from fastapi import APIRouter, Body, Header, Query
 from starlette.responses import JSONResponse, Response
 
 from api import actions, change, launch, look
 from api.dependencies import TheCatalog, TheMoment, TheOrchestration, ThePlace, TheSettings
+from api.etags import MAX_HEADER, ExpectedVersion, IfMatch, JobAnswer, etag, is_unmodified
 from api.models import CutOver, ImageAnswer, image_answer
 from api.once import TheOnce
 from api.problems import responses
@@ -41,7 +42,7 @@ from rehost.errors import (
     error_classes,
 )
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], default_response_class=JobAnswer)
 
 _EXAMPLE = {
     "source_id": "s-0123456789abcdefghij",
@@ -150,10 +151,23 @@ def list_jobs(
     )
 
 
-@router.get("/{id}", responses=responses(JobNotFound))
-def show_job(id: str, catalog: TheCatalog) -> Job:
+@router.get(
+    "/{id}",
+    response_model=Job,
+    responses={**responses(JobNotFound), 304: {"description": "the job does not run, and If-None-Match has its ETag"}},
+)
+def show_job(
+    id: str,
+    catalog: TheCatalog,
+    if_none_match: Annotated[
+        str | None, Header(alias="If-None-Match", max_length=MAX_HEADER, description="the ETag that is known already")
+    ] = None,
+) -> Job | Response:
     """One job as it stands."""
-    return catalog.job(id)
+    job = catalog.job(id)
+    if is_unmodified(job, if_none_match):
+        return Response(status_code=304, headers={"ETag": etag(job.version)})
+    return job
 
 
 @router.patch("/{id}", responses=responses(*_CHANGE_ERRORS))
@@ -163,6 +177,7 @@ def change_job(
     catalog: TheCatalog,
     orchestration: TheOrchestration,
     moment: TheMoment,
+    expected: ExpectedVersion,
 ) -> Job:
     """Change what the body names (RFC 7386: null puts a default back); nothing where anything of it is refused.
 
@@ -170,17 +185,21 @@ def change_job(
     the first run and in Waiting, everything else before the first run. A transfer that is under way follows another
     bandwidth within seconds.
     """
-    return change.change_job(catalog, orchestration, id, patch, moment)
+    return change.change_job(catalog, orchestration, id, patch, moment, expected=expected)
 
 
-@router.post("/{id}/start", responses=responses(JobNotFound, JobInvalidStatus, OrchestrationAway))
+@router.post(
+    "/{id}/start", dependencies=[IfMatch], responses=responses(JobNotFound, JobInvalidStatus, OrchestrationAway)
+)
 def start_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
     """Begin a run. After a stop or a failure it goes on from what already arrived."""
     return launch.start_job(catalog, orchestration, id)
 
 
 @router.post(
-    "/{id}/stop", responses=responses(JobNotFound, JobInvalidStatus, JobInvalidBusinessStatus, OrchestrationAway)
+    "/{id}/stop",
+    dependencies=[IfMatch],
+    responses=responses(JobNotFound, JobInvalidStatus, JobInvalidBusinessStatus, OrchestrationAway),
 )
 def stop_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
     """Stop a job that is syncing or waiting. A syncing one is Stopped when its programs have ended."""
@@ -189,6 +208,7 @@ def stop_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> J
 
 @router.post(
     "/{id}/verify",
+    dependencies=[IfMatch],
     responses=responses(JobNotFound, JobInvalidStatus, VerificationUnderWay, JobNoImage, OrchestrationAway),
 )
 def verify_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
@@ -198,6 +218,7 @@ def verify_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) ->
 
 @router.post(
     "/{id}/cut-over",
+    dependencies=[IfMatch],
     responses=responses(JobNotFound, JobInvalidStatus, JobNoImage, ImageNotVerified, OrchestrationAway),
 )
 def cut_over_job(
@@ -208,7 +229,11 @@ def cut_over_job(
 
 
 @router.delete(
-    "/{id}", status_code=204, response_class=Response, responses=responses(JobNotFound, JobInvalidStatus, ImageInUse)
+    "/{id}",
+    dependencies=[IfMatch],
+    status_code=204,
+    response_class=Response,
+    responses=responses(JobNotFound, JobInvalidStatus, ImageInUse),
 )
 def delete_job(
     id: str,

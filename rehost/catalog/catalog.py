@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import select
 
 from rehost.catalog.admission import Admission
+from rehost.catalog.api_keys import ApiKeys
 from rehost.catalog.database import Database
 from rehost.catalog.endings import Endings
 from rehost.catalog.idempotency import IdempotencyKeys
@@ -62,6 +63,7 @@ class Catalog(
     ImageCare,
     Verifications,
     IdempotencyKeys,
+    ApiKeys,
 ):
     """Safe to use from several threads and processes at once. Every method is one transaction.
 

@@ -19,6 +19,7 @@ from rehost.catalog.records import Job
 from rehost.catalog.sources import source_row
 from rehost.catalog.states import ENDED, JobStatus
 from rehost.catalog.tables import JobRow, JobTagRow
+from rehost.errors import PreconditionFailed
 from rehost.regions.regions import region
 from rehost.source.inventory import Inventory
 
@@ -36,15 +37,19 @@ class Change:
 class JobChanges(Jobs):
     """The part of the catalog that changes jobs."""
 
-    def change_job(self, id: str, patch: object, moment: datetime) -> Change:
+    def change_job(self, id: str, patch: object, moment: datetime, *, expected: int | None = None) -> Change:
         """Set what a merge patch says, or nothing where anything of it is refused.
 
-        Raises JobNotFound, and the one error that tells all that is wrong (faults.raise_faults).
+        Raises JobNotFound, PreconditionFailed for a job of another version than the expected one, and the one error
+        that tells all that is wrong (faults.raise_faults).
         """
         for attempt in range(2):
             try:
                 with self._database.write() as session:
-                    return self._change(session, locked_job(session, id), patch, moment)
+                    row = locked_job(session, id)
+                    if expected is not None and row.version != expected:
+                        raise PreconditionFailed(what=f"job {id}", version=row.version, wanted=expected)
+                    return self._change(session, row, patch, moment)
             except IntegrityError:  # another writer took the name first (PostgreSQL); the second look tells so
                 if attempt:
                     raise

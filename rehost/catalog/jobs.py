@@ -251,6 +251,7 @@ class Jobs:
                 "id": row.id,
                 "status": status,
                 "business_status": business_status,
+                "version": row.version,
                 "queued": row.id in waits,
                 "progress": row.progress,
                 "eta_seconds": row.eta_seconds,

@@ -120,6 +120,7 @@ class Job(JobSpec):
     valid_until: datetime
     status: JobStatus
     business_status: BusinessStatus | None  # while it is running
+    version: int  # +1 with every change but those of progress; its ETag
     queued: bool  # its run waits for its turn; the job keeps its status until then
     progress: int  # percent of the present or last run
     eta_seconds: int | None  # of the whole run

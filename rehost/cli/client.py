@@ -90,7 +90,7 @@ class Client:
     """One connection to the API. Raises ApiUnreachable where nothing answers, Refused for a problem."""
 
     def __init__(self, settings: Settings) -> None:
-        headers = {"Authorization": f"Bearer {settings.api_keys[0]}"} if settings.api_keys else {}
+        headers = {"Authorization": f"Bearer {key}"} if (key := settings.key_to_send) else {}
         self._url = base_url(settings)
         self._http = httpx.Client(
             base_url=self._url,

@@ -27,6 +27,7 @@ _OWN_PROGRAMS = {  # they need no API, and read their own arguments
     "up": ("rehost.cli.up", "all services in the foreground: Prefect, its worker, the API"),
     "db": ("rehost.cli.db", "the care of the catalog: upgrade; on a machine that reaches its database"),
     "store": ("rehost.cli.store", "the care of the store: stat, check, gc, forget; on the machine that has it"),
+    "key": ("rehost.cli.key", "who may use the API: add, list, remove; on the machine that has the catalog"),
     "doctor": ("rehost.cli.doctor", "what this machine needs, whether it is there, and what to do"),
 }
 

@@ -242,7 +242,7 @@ class Unauthenticated(RequestError):
     """This API wants a key."""
 
     code = "Unauthenticated"
-    remedy = "Send `Authorization: Bearer KEY` with a key of REHOST_API_KEYS."
+    remedy = "Send `Authorization: Bearer KEY` with a key that `rehost key add` printed, or one of REHOST_API_KEYS."
     http_status = 401
     exit_code = 12
 
@@ -251,7 +251,9 @@ class Forbidden(RequestError):
     """This request is not allowed: {reason}."""
 
     code = "Forbidden"
-    remedy = "Reach the API by 127.0.0.1 or localhost, or set REHOST_API_KEYS and send a key."
+    remedy = (
+        "Use a key whose scope covers it; without keys reach the API by 127.0.0.1 or localhost, from no other site."
+    )
     http_status = 403
 
 

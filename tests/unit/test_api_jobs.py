@@ -34,7 +34,7 @@ def test_a_job_starts_at_once_and_answers_every_field(client: TestClient, source
         *("source_id", "region_id", "name", "description", "targets", "disks", "exclude", "execution", "incremental"),
         *("consistency", "hooks"),
         *("network", "replication", "verification", "tags", "valid_until", "id", "status", "business_status"),
-        *("queued", "bytes_done", "bytes_total", "bytes_per_second"),
+        *("queued", "version", "bytes_done", "bytes_total", "bytes_per_second"),
         *("progress", "eta_seconds", "status_info", "error", "next_run_at", "image_ids", "latest_verification"),
         *("created_at", "started_at", "ended_at", "prefect_url", "next_step"),
         *("bytes_done", "bytes_total", "bytes_per_second"),
