@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect import flow
@@ -18,9 +18,10 @@ from prefect.states import Completed
 from flows import orchestration
 from flows.order import JobOrder
 from rehost.catalog import retirement
-from rehost.catalog.records import Job
+from rehost.catalog.catalog import Catalog
+from rehost.catalog.records import Job, VerificationRecord
 from rehost.catalog.states import ENDED, JobStatus
-from rehost.errors import JobInvalidStatus, JobNotFound, OrchestrationAway, VerificationCrashed
+from rehost.errors import JobInvalidStatus, JobNotFound, OrchestrationAway, VerificationCrashed, VerificationNotFound
 from rehost.settings import settings
 from rehost.source.connect import DiskConnection
 from rehost.source.tracked_pass import remove_tracker
@@ -28,7 +29,7 @@ from tasks.run_pass import catalog, owner_is_dead
 
 log = logging.getLogger(__name__)
 
-_NEVER_ASKED_SECONDS = 600.0  # after this a test without a flow run will never get one
+_NEVER_ASKED = timedelta(minutes=10)  # after this a test without a flow run will never get one
 
 
 @flow(name="retire", description="What a job that is over left behind is taken away.", persist_result=False)
@@ -106,22 +107,31 @@ def end_lost_verifications() -> int:
 
     Raises CatalogAway; where Prefect does not answer, only what this machine knows by itself is put right.
     """
-    ended = 0
     with catalog() as opened:
-        for test in opened.verifications_under_way():
-            if test.flow_run_id is None:
-                lost = (datetime.now(UTC) - test.created_at).total_seconds() > _NEVER_ASKED_SECONDS
-                reason = "its flow run was never made"
-            else:
-                try:
-                    state = asyncio.run(orchestration.seen(test.flow_run_id)).state
-                except OrchestrationAway:
-                    state = "UNKNOWN"
-                over = state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED", "GONE")
-                lost = over or owner_is_dead(test.id)
-                reason = f"Prefect has its flow run as {state.capitalize()}" if over else "its process died"
-            if lost:
-                opened.fail_verification(test.id, VerificationCrashed(reason=reason))
-                log.warning("verification %s of job %s: %s", test.id, test.job_id, reason)
-                ended += 1
-    return ended
+        return sum(_judged(opened, test) for test in opened.verifications_under_way())
+
+
+def _judged(opened: Catalog, test: VerificationRecord) -> bool:
+    """The test has failed if nobody does it any more."""
+    if test.flow_run_id is None:
+        return datetime.now(UTC) - test.created_at > _NEVER_ASKED and _fail(opened, test, "its flow run was never made")
+    try:
+        state = asyncio.run(orchestration.seen(test.flow_run_id)).state
+    except OrchestrationAway:
+        state = "UNKNOWN"
+    if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED", "GONE"):
+        return _fail(opened, test, f"Prefect has its flow run as {state.capitalize()}")
+    if not owner_is_dead(test.id):
+        return False
+    try:
+        asyncio.run(orchestration.end_run(test.flow_run_id, cancelled=state == "CANCELLING"))
+    except OrchestrationAway as error:
+        log.warning("%s", error)
+    return _fail(opened, test, "its process died")
+
+
+def _fail(opened: Catalog, test: VerificationRecord, reason: str) -> bool:
+    log.warning("verification %s of job %s: %s", test.id, test.job_id, reason)
+    with contextlib.suppress(VerificationNotFound):  # its job was deleted meanwhile
+        opened.fail_verification(test.id, VerificationCrashed(reason=reason))
+    return True

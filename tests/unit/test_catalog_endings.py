@@ -293,12 +293,12 @@ def test_the_time_of_a_job_that_runs_is_not_over_before_its_run(catalog: Catalog
     assert catalog.expired_long_ago(late + DELETED_AFTER) == [job.id]
 
 
-@pytest.mark.parametrize("status", JobStatus)
-def test_jobs_expire_in_the_states_of_the_table_alone(catalog: Catalog, source: Source, status: JobStatus) -> None:
+def test_jobs_expire_in_the_states_of_the_table_alone(catalog: Catalog, source: Source) -> None:
     job = make_job(catalog, source)
-    put_into(catalog, job, status)
-    gone = catalog.expire_jobs(now() + timedelta(days=400))
-    assert bool(gone) == (status in ("Ready", "Stopped", "InError", "Waiting"))
+    for status in JobStatus:
+        put_into(catalog, job, status)
+        gone = catalog.expire_jobs(now() + timedelta(days=400))
+        assert bool(gone) == (status in ("Ready", "Stopped", "InError", "Waiting")), status
 
 
 def test_a_job_that_waits_for_its_turn_is_queued_and_a_delete_takes_it_out(catalog: Catalog, source: Source) -> None:
