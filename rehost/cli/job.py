@@ -13,7 +13,7 @@ from rehost.cli.job_spec import add_spec, spec_of
 from rehost.cli.output import print_facts, print_json, print_more, print_table, value_at
 from rehost.cli.parsing import Groups, UsageError, add_common, add_id, add_key, add_place, quoted
 from rehost.cli.plan import print_plan
-from rehost.cli.watch import watch
+from rehost.cli.watch import told, watch
 
 
 def add_commands(groups: Groups) -> None:
@@ -165,7 +165,7 @@ def _print(job: Json, arguments: argparse.Namespace) -> None:
             ("region", job["region_id"]),
             ("status", " ".join(filter(None, (job["status"], job["business_status"])))),
             ("", job["status_info"]),
-            ("progress", f"{job['progress']} %"),
+            ("progress", ", ".join(filter(None, (f"{job['progress']} %", told(job))))),
             ("error", f"{job['error']['code']}: {job['error']['message']}" if job["error"] else None),
             ("remedy", value_at(job, "error", "remedy")),
             ("started", job["started_at"]),

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
+import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from api import events
+from api.app import create_app
 from api.events import Hub
+from api.serve import Server
 from rehost.catalog.catalog import Catalog
+from rehost.catalog.job import JobSpec
 from rehost.catalog.records import Figures, Job
 from rehost.errors import CatalogAway, JobNotFound, StreamsTooMany
+from rehost.settings import Settings
+from rehost.source.connect import PathConnection
+from rehost.source.inventory import Inventory
 from tests.support.api import Orders, app, catalog, client, created, orders, refused, settings, source_id, tree
 
 __all__ = ["Orders", "app", "catalog", "client", "orders", "settings", "source_id", "tree"]
@@ -278,3 +288,70 @@ def test_who_comes_after_a_change_is_not_told_what_was_before(
         assert seen[-1].startswith(b"event: result\n")
 
     in_a_hub(catalog, work)
+
+
+# --- over a real line -------------------------------------------------------------------------------------------
+
+
+class Ready(Server):
+    """The API's own server, which says when it answers."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.answers = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.answers.set()
+
+
+@pytest.fixture
+def served(settings: Settings) -> Iterator[tuple[Ready, threading.Thread, str, FastAPI]]:
+    """A running server, its thread, its address, its application. It would wait for open answers for ever."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    app = create_app(settings)
+    server = Ready(uvicorn.Config(app, log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    assert server.answers.wait(_WAIT_SECONDS)
+    yield server, thread, f"http://127.0.0.1:{listening.getsockname()[1]}", app
+    app.state.hub.close()
+    server.should_exit = True
+    thread.join(_WAIT_SECONDS)
+
+
+def running_job(catalog: Catalog) -> str:
+    inventory = Inventory(hostname="web1", os_id="debian", architecture="x86_64")
+    source = catalog.add_source(PathConnection(root="/srv/web1"), inventory)
+    spec = JobSpec.model_validate({"source_id": source.id, "region_id": "local", "execution": {"mode": "create_only"}})
+    job = catalog.create_job(spec)
+    catalog.begin_run(job.id, kind="manual")
+    return job.id
+
+
+def test_a_server_that_is_stopped_ends_its_streams_by_itself(
+    served: tuple[Ready, threading.Thread, str, FastAPI],
+) -> None:
+    server, thread, address, app = served
+    job_id = running_job(app.state.catalog)
+    with httpx.stream("GET", f"{address}/v1/jobs/{job_id}/events", timeout=_WAIT_SECONDS, trust_env=False) as answer:
+        lines = answer.iter_lines()
+        assert "event: progress" in lines
+        server.should_exit = True
+        assert "event: result" not in list(lines)  # and it ended without an error
+    thread.join(_WAIT_SECONDS)
+    assert not thread.is_alive()
+
+
+def test_a_client_that_closes_its_line_is_noticed(served: tuple[Ready, threading.Thread, str, FastAPI]) -> None:
+    _, _, address, app = served
+    job_id = running_job(app.state.catalog)
+    hub: Hub = app.state.hub
+    with httpx.stream("GET", f"{address}/v1/jobs/{job_id}/events", timeout=_WAIT_SECONDS, trust_env=False) as answer:
+        lines = answer.iter_lines()
+        assert "event: progress" in lines
+        assert hub._streams == 1
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while hub._streams:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
