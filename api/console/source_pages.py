@@ -15,7 +15,7 @@ from api.console.job_pages import PAGE_ITEMS, Cursor, Text
 from api.console.pages import ConsoleRoute, failed, gone_to, once_of, page
 from api.console.sessions import Flash
 from api.console.source_form import source_body, source_spec
-from api.dependencies import TheCatalog
+from api.dependencies import TheCatalog, TheOrchestration, TheSettings
 from rehost.catalog.records import Source
 from rehost.errors import RehostError
 
@@ -88,6 +88,45 @@ def discover_source(id: str, visitor: TheVisitor, _form: TheForm, catalog: TheCa
         catalog.source(id)  # one that does not exist is a page of its own
         return gone_to(f"/sources/{id}", visitor, failed(error))
     return gone_to(f"/sources/{id}", visitor, Flash("good", f"{source.name} answered; what was found is below."))
+
+
+@router.get("/{id}/delete", dependencies=[needs("admin")])
+def confirm_removal(id: str, request: Request, visitor: TheVisitor, catalog: TheCatalog) -> Response:
+    """Ask before a source goes."""
+    source = catalog.source(id)
+    return page(
+        request,
+        visitor,
+        "confirm.html",
+        subject=source.name,
+        address=f"/sources/{id}",
+        action=views.Button(
+            "delete",
+            "Remove",
+            "admin",
+            danger=True,
+            options=(views.Option("force", "Also with an unfinished job, which is deleted too."),),
+            consequence="The source is forgotten with its jobs. Its images stay. Nothing changes on the server.",
+        ),
+    )
+
+
+@router.post("/{id}/delete", dependencies=[needs("admin")])
+def remove_source(
+    id: str,
+    visitor: TheVisitor,
+    form: TheForm,
+    catalog: TheCatalog,
+    flows: TheOrchestration,
+    settings: TheSettings,
+) -> Response:
+    """Forget the source with its jobs."""
+    source = catalog.source(id)
+    try:
+        registration.remove(id, catalog, flows, settings, force=form.get("force") == "true")
+    except RehostError as error:
+        return gone_to(f"/sources/{id}", visitor, failed(error))
+    return gone_to("/sources", visitor, Flash("good", f"{source.name} is removed."))
 
 
 def _form_page(request: Request, visitor: Visitor, form: Filled, status: int = 200) -> Response:

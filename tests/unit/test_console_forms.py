@@ -431,3 +431,15 @@ def test_an_image_is_marked_downloaded_and_deleted(
     assert "is no longer in use" in page.text
     _, page, ended = send(client, f"{address}/delete", {})
     assert ended == "/images" and "is deleted" in page.text and not file.exists()
+
+
+def test_a_source_is_removed_after_a_page_has_asked_and_with_a_job_only_by_force(
+    client: TestClient, catalog: Catalog, source: Source, job: Job
+) -> None:
+    address = f"/sources/{source.id}"
+    _, page, ended = send(client, f"{address}/delete", {})
+    assert ended == address and catalog.source(source.id)
+    assert any("force" in note.text for note in page.all("div") if note["role"] == "alert"), page.text
+    _, page, ended = send(client, f"{address}/delete", {"force": "true"})
+    assert ended == "/sources" and "is removed" in page.text
+    assert not catalog.jobs().items and not catalog.sources().items
