@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -12,11 +11,11 @@ from starlette.datastructures import FormData
 
 from api.console.sessions import Session, Sessions
 from api.security import caller_of
+from rehost.catalog.scopes import Scope
 from rehost.errors import Forbidden, FormRefused
 
 COOKIE = "rehost_console"
 TOKEN_FIELD = "_token"
-_SCOPES = ("read", "run", "admin")
 
 
 @dataclass(frozen=True)
@@ -24,11 +23,11 @@ class Visitor:
     """Who asks for a page, and what the key allows."""
 
     session: Session
-    scope: str  # read, run or admin
+    scope: Scope
 
     def may(self, scope: str) -> bool:
         """Whether the scope of the key has that one in it."""
-        return _SCOPES.index(self.scope) >= _SCOPES.index(scope)
+        return self.scope.covers(Scope(scope))
 
     @property
     def logged_in(self) -> bool:
@@ -36,7 +35,7 @@ class Visitor:
         return self.session.key_hash is not None
 
 
-def key_scope(request: Request, key_hash: str | None) -> str:
+def key_scope(request: Request, key_hash: str | None) -> Scope:
     """What a key opens, by its SHA-256; None is no key. The one place where the console asks the API's access rules.
 
     Raises Unauthenticated where a key is needed and this is none, Forbidden for a host name that is not ours.
@@ -44,11 +43,6 @@ def key_scope(request: Request, key_hash: str | None) -> str:
     caller = caller_of(request, key_hash)
     request.scope["state"]["key_name"] = caller.name
     return caller.scope
-
-
-def hash_of(key: str) -> str:
-    """What is remembered of a key."""
-    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def sessions_of(request: Request) -> Sessions:

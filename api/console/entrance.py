@@ -11,12 +11,12 @@ from api.console.access import (
     TheForm,
     TheVisitor,
     check_origin,
-    hash_of,
     key_scope,
     sessions_of,
 )
 from api.console.pages import ConsoleRoute, gone_to, local_path, page
 from api.security import client_of
+from rehost.catalog.api_keys import hash_of_key
 from rehost.errors import Unauthenticated
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False)
@@ -42,7 +42,7 @@ def log_in(request: Request, form: FormData = Depends(_login_form)) -> Response:
     """Begin a session with a key that opens something."""
     wanted, key = form.get("next"), form.get("key")
     target = local_path(wanted if isinstance(wanted, str) else "/")
-    key_hash = hash_of(key.strip() if isinstance(key, str) else "")
+    key_hash = hash_of_key(key.strip() if isinstance(key, str) else "")
     failures, client = request.app.state.failures, client_of(request)
     failures.check(client)
     try:

@@ -13,12 +13,13 @@ from api.console.access import TheForm, TheVisitor, needs
 from api.console.pages import ConsoleRoute, failed, gone_to, local_path, page
 from api.console.sessions import Flash
 from api.dependencies import TheCatalog, TheOrchestration, TheSettings
+from api.routers.batch import MAX_BATCH, Batch, start_jobs, stop_jobs
 from rehost.catalog.states import USER_ACTIONS, Action
 from rehost.errors import Forbidden, JobNotFound, RehostError, RouteNotFound
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False)
 
-_MOST_AT_ONCE = 50
+_MAX_ID = 64
 
 _SAID: Mapping[Action, str] = {
     Action.START: "is started.",
@@ -34,26 +35,22 @@ def act_on_many(
     action: str, visitor: TheVisitor, form: TheForm, catalog: TheCatalog, flows: TheOrchestration
 ) -> Response:
     """Start or stop the jobs that are ticked; each is answered for itself."""
-    act = {"start": launch.start_job, "stop": launch.stop_job}.get(action)
+    act = {"start": start_jobs, "stop": stop_jobs}.get(action)
     if act is None:
         raise RouteNotFound(method="POST", path=f"/jobs/{action}/batch")
     back = form.get("back")
     address = local_path(back) if isinstance(back, str) else "/"
-    ids = [id for id in form.getlist("job") if isinstance(id, str)]
+    ids = dict.fromkeys(id for id in form.getlist("job") if isinstance(id, str))
     if not ids:
         return gone_to(address, visitor, Flash("warn", "No job is ticked.", "Tick the boxes of the jobs first."))
-    if len(ids) > _MOST_AT_ONCE:
-        return gone_to(address, visitor, Flash("warn", f"At most {_MOST_AT_ONCE} jobs at once."))
-    told, done = [], 0
-    for id in dict.fromkeys(ids):
-        try:
-            act(catalog, flows, id)
-            done += 1
-        except RehostError as error:
-            told.append(failed(error))
-    if done:
+    if len(ids) > MAX_BATCH or any(len(id) > _MAX_ID for id in ids):
+        return gone_to(address, visitor, Flash("warn", f"At most {MAX_BATCH} jobs at once."))
+    items = act(Batch(job_ids=tuple(ids)), catalog, flows).items
+    told = []
+    if done := sum(item.ok for item in items):
         word = "started" if action == "start" else "told to stop"
-        told.insert(0, Flash("good", f"{done} {'job is' if done == 1 else 'jobs are'} {word}."))
+        told.append(Flash("good", f"{done} {'job is' if done == 1 else 'jobs are'} {word}."))
+    told += [Flash("bad", f"{item.error.code}: {item.error.detail}", item.error.remedy) for item in items if item.error]
     return gone_to(address, visitor, *told)
 
 

@@ -12,8 +12,15 @@ from api.app import create_app
 from api.console.access import COOKIE
 from api.console.pages import local_path
 from api.console.sessions import MAX_SESSIONS, Flash, Sessions
+from rehost.catalog.job import JobSpec
+from rehost.catalog.scopes import Scope
 from rehost.settings import Settings
+from rehost.source.connect import PathConnection
+from rehost.source.inventory import Inventory
+from tests.support.api import tree
 from tests.support.pages import Page
+
+__all__ = ["tree"]
 
 KEY = "a-key-of-this-test"
 HERE = {"Origin": "http://127.0.0.1"}
@@ -121,3 +128,31 @@ def test_sessions_are_bounded_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(1000):
         last.flash(Flash("good", "again"))
     assert len(last.take_flashes()) < 100 and last.take_flashes() == []
+
+
+def test_a_key_that_may_only_look_has_no_buttons_and_one_that_may_run_deletes_nothing(
+    open_console: TestClient, tree: Path
+) -> None:
+    catalog = open_console.app.state.catalog  # type: ignore[attr-defined]
+    inventory = Inventory(hostname="web1", os_id="debian", architecture="x86_64")
+    source = catalog.add_source(PathConnection(root=str(tree)), inventory)
+    job = catalog.create_job(JobSpec(source_id=source.id, region_id="local", name="web1-move"))
+    pages = ("/", "/sources", f"/sources/{source.id}", "/images", f"/jobs/{job.id}")
+    for scope in Scope:
+        key = catalog.add_api_key(scope.value, scope)
+        open_console.cookies.clear()
+        assert open_console.post("/login", data={"key": key}, headers=HERE).status_code == 303
+        shown = [Page(open_console.get(path).text) for path in pages]
+        posts = {form["action"] for page in shown for form in page.all("form") if form["method"] == "post"}
+        links = {link["href"] for page in shown for link in page.all("a")}
+        closed = {Scope.READ: ["start", "stop", "delete"], Scope.RUN: ["delete"], Scope.ADMIN: []}[scope]
+        for action in closed:
+            data = {"_token": shown[0].token()}
+            answer = open_console.post(f"/jobs/{job.id}/{action}", data=data, headers=HERE)
+            assert answer.status_code == 403 and f"has the scope {scope}" in answer.text
+        if scope is Scope.READ:
+            assert posts == {"/logout"}
+        assert (f"/jobs/{job.id}/start" in posts) == (scope is not Scope.READ)
+        assert (f"/jobs/{job.id}/delete" in links) == (scope is Scope.ADMIN)
+        assert ("/sources/new" in links) == (scope is Scope.ADMIN)
+        assert open_console.get("/sources/new").status_code == (200 if scope is Scope.ADMIN else 403)
