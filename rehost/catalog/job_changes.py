@@ -29,9 +29,9 @@ class Change:
     """A change that was written: the job before it and after it, and the fields in which they differ."""
 
     before: JobSpec
+    written: JobSpec
     after: Job
     changed: frozenset[str]
-    version: int  # of the job after it
 
 
 class JobChanges(Jobs):
@@ -60,10 +60,11 @@ class JobChanges(Jobs):
         ordered = row.id in queued_jobs(session, [row.id])
         decision = decide(row.id, before, patch, JobStatus(row.status), ordered=ordered)
         raise_faults([*decision.faults, *self._faults(session, row, decision, moment)])
+        source = source_row(session, row.source_id)
+        written = filled(decision.spec, str(source.inventory.get("hostname", "")), moment)
         if decision.changed:
-            source = source_row(session, row.source_id)
-            _write(session, row, filled(decision.spec, str(source.inventory.get("hostname", "")), moment))
-        return Change(before, self.job_records(session, [row])[0], decision.changed, row.version)
+            _write(session, row, written)
+        return Change(before, written, self.job_records(session, [row])[0], decision.changed)
 
     def _faults(self, session: Session, row: JobRow, decision: Decision, moment: datetime) -> list[Fault]:
         """What the rules and the names of other jobs say of the fields that change."""
@@ -80,7 +81,8 @@ class JobChanges(Jobs):
         """Put a job back to what it was before a change, unless it was changed once more."""
         with self._database.write() as session:
             row = locked_job(session, id)
-            if row.version == change.version:
+            # Not by the version: that moves with a start that was asked for and taken back, too.
+            if change.changed and JobSpec.model_validate(row.spec) == change.written:
                 _write(session, row, change.before)
 
     def schedule_anchor(self, id: str) -> datetime | None:

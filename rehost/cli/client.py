@@ -14,6 +14,7 @@ from rehost.errors import ApiUnreachable, RehostError, error_classes
 from rehost.settings import Settings
 
 _CONNECT_SECONDS = 10.0
+_UPLOAD_SECONDS = 3600.0
 _ANSWER_SECONDS = 900.0  # registering a slow server takes minutes
 _EVENTS_SECONDS = 45.0  # without a word; the API says something every 15 s
 _NO_CONTENT = 204
@@ -107,6 +108,11 @@ class Client:
         """`key` is the idempotency key."""
         return self._ask("POST", path, query, body, {"Idempotency-Key": key} if key else {})
 
+    def upload(self, path: str, content: bytes, media_type: str, *, key: str | None = None, **query: Any) -> Json:
+        """Send a file as it is. The answer may take an hour: it comes when all of the file was done."""
+        headers = {"Content-Type": media_type, **({"Idempotency-Key": key} if key else {})}
+        return self._ask("POST", path, query, headers=headers, content=content, seconds=_UPLOAD_SECONDS)
+
     def patch(self, path: str, body: Json) -> Json:
         """Change what the body names."""
         return self._ask("PATCH", path, {}, body)
@@ -153,20 +159,26 @@ class Client:
         query: Mapping[str, Any],
         body: Json | None = None,
         headers: Mapping[str, str] | None = None,
+        *,
+        content: bytes | None = None,
+        seconds: float = _ANSWER_SECONDS,
     ) -> Json:
         parameters = {name: value for name, value in query.items() if value is not None}
         try:
-            answer = self._http.request(method, path, params=parameters, json=body, headers=headers)
-            content = {} if answer.status_code == _NO_CONTENT else answer.json()
+            timeout = httpx.Timeout(seconds, connect=_CONNECT_SECONDS)
+            answer = self._http.request(
+                method, path, params=parameters, json=body, content=content, headers=headers, timeout=timeout
+            )
+            told = {} if answer.status_code == _NO_CONTENT else answer.json()
         except httpx.HTTPError as error:
             raise ApiUnreachable(url=self._url, reason=str(error) or type(error).__name__) from error
         except ValueError as error:
             raise ApiUnreachable(url=self._url, reason="what answers there is not Rehost") from error
-        if not isinstance(content, dict):
+        if not isinstance(told, dict):
             raise ApiUnreachable(url=self._url, reason="what answers there is not Rehost")
         if answer.is_success:
-            return content
-        raise Refused(answer.status_code, content)
+            return told
+        raise Refused(answer.status_code, told)
 
     def close(self) -> None:
         self._http.close()

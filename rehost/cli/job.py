@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from rehost.cli import logs
-from rehost.cli.bandwidth import add_bandwidth, bandwidth_of
 from rehost.cli.batch import add_ids, together
 from rehost.cli.client import Client, Json
+from rehost.cli.imports import add_from, import_rows
 from rehost.cli.job_actions import add_actions
-from rehost.cli.job_spec import add_spec, spec_of
+from rehost.cli.job_spec import add_change, add_spec, change_of, spec_of
 from rehost.cli.output import print_facts, print_json, print_more, print_table, value_at
 from rehost.cli.parsing import Groups, UsageError, add_common, add_id, add_key, add_place, quoted
 from rehost.cli.plan import print_plan
@@ -29,6 +29,8 @@ def add_commands(groups: Groups) -> None:
             parser.add_argument("--scan", action="store_true", help="walk the source too, five minutes at most")
         if command is _create:
             parser.add_argument("--watch", action="store_true", help="follow it to its end")
+            add_from(parser, "job")
+            parser.add_argument("--dry-run", action="store_true", help="as `plan`; with --from for every row")
             add_key(parser)
         add_common(parser, command)
 
@@ -37,10 +39,9 @@ def add_commands(groups: Groups) -> None:
     start.add_argument("--watch", action="store_true", help="follow it to its end; with one job")
     add_common(start, _start)
 
-    update = verbs.add_parser("update", help="another bandwidth limit, also while a transfer runs")
+    update = verbs.add_parser("update", help="change a job, as far as its state allows it")
     add_id(update)
-    add_bandwidth(update)
-    update.add_argument("--no-bandwidth-windows", action="store_true", help="the limit alone counts")
+    add_change(update)
     add_common(update, _update)
 
     stop = verbs.add_parser("stop", help="stop jobs that are syncing, waiting or queued")
@@ -71,7 +72,7 @@ def add_commands(groups: Groups) -> None:
 
 
 def _plan(client: Client, arguments: argparse.Namespace) -> int:
-    scan = "true" if arguments.scan else None
+    scan = "true" if arguments.verb == "plan" and arguments.scan else None
     plan = client.post("/v1/jobs", spec_of(arguments), dry_run="true", scan=scan)
     if arguments.json:
         print_json(plan)
@@ -81,6 +82,10 @@ def _plan(client: Client, arguments: argparse.Namespace) -> int:
 
 
 def _create(client: Client, arguments: argparse.Namespace) -> int:
+    if arguments.from_file is not None:
+        return import_rows(client, arguments, "jobs")
+    if arguments.dry_run:
+        return _plan(client, arguments)
     job = client.post("/v1/jobs", spec_of(arguments), key=arguments.idempotency_key)
     return _shown(client, job, arguments)
 
@@ -101,14 +106,7 @@ def _shown(client: Client, job: Json, arguments: argparse.Namespace) -> int:
 
 
 def _update(client: Client, arguments: argparse.Namespace) -> int:
-    if arguments.no_bandwidth_windows and arguments.bandwidth_window:
-        raise UsageError("--no-bandwidth-windows goes with no --bandwidth-window")
-    change = bandwidth_of(arguments)
-    if arguments.no_bandwidth_windows:
-        change["bandwidth_calendar"] = []
-    if not change:
-        raise UsageError("nothing to change; see `rehost job update --help`")
-    _print(client.patch(f"/v1/jobs/{arguments.id}", {"replication": change}), arguments)
+    _print(client.patch(f"/v1/jobs/{arguments.id}", change_of(arguments)), arguments)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The options of `rehost job plan` and `create`, and the request that they make."""
+"""The options of `rehost job plan`, `create` and `update`, and the requests that they make."""
 
 from __future__ import annotations
 
@@ -18,6 +18,21 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
     add("source", nargs="?", metavar="SOURCE_ID", help="may also stand in the file")
     add("--file", metavar="FILE", help="the job as JSON, as the API takes it (`-`: standard input); options go over it")
     add("--region", metavar="ID", help="default: local")
+    _add_fields(parser)
+
+
+def add_change(parser: argparse.ArgumentParser) -> None:
+    """The options that change a job: those that make one, and what takes something away."""
+    add = parser.add_argument
+    add("--file", metavar="FILE", help="the change as JSON (RFC 7386; `-`: standard input); options go over it")
+    _add_fields(parser)
+    add("--now", action="store_true", help="start a job that waits for its start")
+    add("--no-tag", action="append", metavar="KEY", help="take the tag away; several")
+    add("--no-bandwidth-windows", action="store_true", help="the limit alone counts")
+
+
+def _add_fields(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--name")
     add("--description")
     add("--tag", action="append", metavar="KEY=VALUE")
@@ -64,8 +79,34 @@ def spec_of(arguments: argparse.Namespace) -> Json:
     if "source_id" not in spec:
         raise UsageError("which source? Give its id (`rehost source list` shows them)")
     spec.setdefault("region_id", "local")
+    if arguments.region is not None:
+        spec["region_id"] = arguments.region
+    spec.setdefault("targets", {"image": {}})
+    _set_fields(spec, arguments)
+    return spec
+
+
+def change_of(arguments: argparse.Namespace) -> Json:
+    """The body of PATCH /v1/jobs/{id} that the arguments ask for. Raises UsageError."""
+    if arguments.no_bandwidth_windows and arguments.bandwidth_window:
+        raise UsageError("--no-bandwidth-windows goes with no --bandwidth-window")
+    if arguments.now and (arguments.at or arguments.create_only):
+        raise UsageError("--now goes with no --at and no --create-only")
+    change = _from_file(arguments.file)
+    _set_fields(change, arguments)
+    if arguments.now:
+        change["execution"] = {"mode": "now"}
+    if arguments.no_bandwidth_windows:
+        _over(change, "replication", {"bandwidth_calendar": []})
+    if arguments.no_tag:
+        change["tags"] = {**change.get("tags", {}), **dict.fromkeys(arguments.no_tag)}
+    if not change:
+        raise UsageError("nothing to change; see `rehost job update --help`")
+    return change
+
+
+def _set_fields(spec: Json, arguments: argparse.Namespace) -> None:
     for name, value in (
-        ("region_id", arguments.region),
         ("name", arguments.name),
         ("description", arguments.description),
         ("valid_until", arguments.valid_until),
@@ -90,7 +131,6 @@ def spec_of(arguments: argparse.Namespace) -> Json:
     script = _read(arguments.script) if arguments.script else None
     proof = {"boot_timeout_seconds": arguments.boot_timeout_seconds, "script": script}
     _over(spec, "verification", {**proof, "enabled": False if arguments.no_verification else None})
-    return spec
 
 
 def _set_disks(spec: Json, arguments: argparse.Namespace) -> None:
@@ -127,19 +167,20 @@ def _set_targets(spec: Json, arguments: argparse.Namespace) -> None:
     given = {name: value for name, value in image.items() if value is not None}
     if arguments.no_image and given:
         raise UsageError("--no-image goes with no --format, --boot-mode or --image-name")
-    targets = dict(spec.get("targets", {"image": {}}))
+    targets = dict(spec.get("targets") or {})
     if given:
-        targets["image"] = {**targets.get("image", {}), **given}
+        targets["image"] = {**(targets.get("image") or {}), **given}
     if arguments.no_image:
-        targets.pop("image", None)
+        targets["image"] = None
     if arguments.container is not None:
         path, _, tag = arguments.container.partition(":")
         namespace, slash, repository = path.rpartition("/")
         if not slash:
             raise UsageError("--container is NAMESPACE/REPOSITORY[:TAG]")
         named = {"namespace": namespace, "repository": repository, **({"tag": tag} if tag else {})}
-        targets["container_image"] = {**targets.get("container_image", {}), **named}
-    spec["targets"] = targets
+        targets["container_image"] = {**(targets.get("container_image") or {}), **named}
+    if targets:
+        spec["targets"] = targets
 
 
 def _over(spec: Json, name: str, values: Json) -> None:

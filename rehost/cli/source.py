@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from rehost.cli.client import Client, Json
+from rehost.cli.imports import add_from, import_rows
 from rehost.cli.output import plain, print_facts, print_json, print_more, print_table, size, value_at
 from rehost.cli.parsing import Groups, UsageError, add_common, add_id, add_key, add_place, tags_of
 
@@ -19,7 +20,8 @@ def add_commands(groups: Groups) -> None:
         dest="verb", required=True, metavar="VERB"
     )
     add = verbs.add_parser("add", help="connect to a server, discover what it is, remember it")
-    _add_connection(add, required=True)
+    add_from(_add_connection(add, required=True), "source")
+    add.add_argument("--dry-run", action="store_true", help="with --from: check the form of every row alone")
     add_key(add)
     add_common(add, _add)
 
@@ -48,7 +50,8 @@ def add_commands(groups: Groups) -> None:
     add_common(remove, _remove)
 
 
-def _add_connection(parser: argparse.ArgumentParser, *, required: bool) -> None:
+def _add_connection(parser: argparse.ArgumentParser, *, required: bool) -> argparse._MutuallyExclusiveGroup:
+    """The options that say which server it is and what it is called; the group of those that name the server."""
     kind = parser.add_mutually_exclusive_group(required=required)
     kind.add_argument("--ssh", metavar="[USER@]HOST[:PORT]", type=_ssh, help="a running server")
     kind.add_argument("--path", metavar="DIR", help="a server's tree on the machine of the API")
@@ -60,6 +63,7 @@ def _add_connection(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--name")
     parser.add_argument("--description")
     parser.add_argument("--tag", action="append", metavar="KEY=VALUE")
+    return kind
 
 
 def _ssh(text: str) -> dict[str, object]:
@@ -119,6 +123,10 @@ def _remove(client: Client, arguments: argparse.Namespace) -> int:
 
 
 def _add(client: Client, arguments: argparse.Namespace) -> int:
+    if arguments.from_file is not None:
+        return import_rows(client, arguments, "sources")
+    if arguments.dry_run:
+        raise UsageError("--dry-run goes with --from")
     body = _body(arguments)
     _print(client.post("/v1/sources", body, key=arguments.idempotency_key), arguments)
     return 0

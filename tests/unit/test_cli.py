@@ -238,6 +238,60 @@ def test_the_bandwidth_of_a_job_is_set_and_changed(rehost: Any, source: Source) 
     assert (wrong.status, "/replication/bandwidth_calendar/0/from" in wrong.err) == (2, True)
 
 
+def test_a_job_is_changed_by_the_words_that_make_one(rehost: Any, source: Source, tmp_path: Path) -> None:
+    words = ("--create-only", "--every", "5", "--tag", "a=1", "--tag", "b=2", "--exclude", "/tmp")
+    job = rehost("job", "create", source.id, *words, "--json").json
+    change = tmp_path / "change.json"
+    change.write_text(json.dumps({"verification": {"boot_timeout_seconds": 99}, "name": "no"}))
+    named = ("--name", f"web-{job['id'][2:6]}x", "--description", "The shop", "--format", "raw", "--format", "vhd")
+    times = ("--cron", "0 3 * * *", "--timezone", "Europe/Berlin", "--max-images", "7")
+    more = ("--tag", "c=3", "--no-tag", "a", "--exclude", "/srv", "--compress-level", "2", "--file", str(change))
+    after = rehost("job", "update", job["id"], *named, *times, *more, "--json").json
+    assert (after["name"], after["description"]) == (named[1], "The shop")
+    assert after["incremental"] == {
+        "interval_hours": None,
+        "cron": "0 3 * * *",
+        "timezone": "Europe/Berlin",
+        "max_images": 7,
+    }
+    assert (after["tags"], after["exclude"]) == ({"b": "2", "c": "3"}, ["/srv"])
+    assert after["targets"]["image"]["formats"] == ["raw", "vhd"]
+    assert (after["replication"]["compress_level"], after["verification"]["boot_timeout_seconds"]) == (2, 99)
+    assert rehost("job", "update", job["id"], "--now", "--create-only").status == 2
+    started = rehost("job", "update", job["id"], "--now", "--json").json
+    assert started["status"] == "Running"
+    late = rehost("job", "update", job["id"], "--exclude", "/x", "--max-images", "1")
+    assert late.status == 11 and "/exclude: can change in Ready" in late.err
+    assert "/incremental: can change in Ready, Waiting" in late.err
+
+
+def test_sources_and_jobs_are_made_from_a_file(rehost: Any, tmp_path: Path) -> None:
+    tree = tmp_path / "web7"
+    (tree / "etc").mkdir(parents=True)
+    (tree / "etc/hostname").write_text("web7\n")
+    servers = tmp_path / "servers.csv"
+    servers.write_text(f"name,path\nweb7,{tree}\naway,{tmp_path}/none\n")
+    part = rehost("source", "add", "--from", str(servers), "--json")
+    assert (part.status, [item["outcome"] for item in part.json["items"]]) == (3, ["created", "failed"])
+    again = rehost("source", "add", "--from", str(servers))
+    assert again.status == 3 and "known" in again.out and "Source." in again.out and "1 of 2 rows" in again.err
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text("source,execution,tags\nweb7,create_only,a=b\n")
+    planned = rehost("job", "create", "--from", str(jobs), "--dry-run")
+    assert planned.status == 0 and "valid" in planned.out and "web7, 0 bytes to read." in planned.out
+    made = rehost("job", "create", "--from", str(jobs), "--idempotency-key", f"k-{tmp_path.name}", "--json")
+    assert made.status == 0 and made.json["items"][0]["job"]["status"] == "Ready"
+    assert rehost("job", "create", "--from", str(jobs)).status == 1, "the source has an unfinished job"
+    jobs.write_text("server\nweb7\n")
+    assert rehost("job", "create", "--from", str(jobs)).status == 2
+    mixed = rehost("job", "create", "s-1", "--from", str(jobs), "--max-images", "3")
+    assert mixed.status == 2 and "leave max-images, source out" in mixed.err
+    assert rehost("source", "add", "--from", str(tmp_path / "none.csv")).status == 2
+    assert rehost("source", "add", "--path", "/x", "--dry-run").status == 2
+    source = part.json["items"][0]["source"]["id"]
+    assert rehost("job", "create", source, "--dry-run", "--json").json["dry_run"] is True
+
+
 def test_a_plan_with_a_walk_tells_what_travels_and_what_does_not(
     rehost: Any, catalog: Catalog, source: Source, tmp_path: Path
 ) -> None:
