@@ -10,13 +10,12 @@ from fastapi import APIRouter, Depends, FastAPI
 
 from api import document, problems
 from api.console.router import install_console
-from api.dependencies import TheCatalog, refuse_unknown_parameters
+from api.dependencies import refuse_unknown_parameters
 from api.envelope import Envelope
 from api.events import Hub
 from api.limits import RequestLimits
 from api.measures import Measures
-from api.models import Health
-from api.routers import batch, events, images, imports, jobs, logs, regions, sources, verifications
+from api.routers import batch, events, health, images, imports, jobs, logs, regions, sources, verifications
 from api.security import Failures, authenticate
 from api.strict_json import refuse_ambiguous_json
 from rehost.catalog.catalog import Catalog
@@ -46,20 +45,15 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,  # what generated clients call their functions
     )
-    measures = Measures()
+    app.state.measures = Measures()
     app.state.settings = settings
     app.state.failures = Failures()
     problems.install(app)
     document.install(app)
     app.add_middleware(RequestLimits)
-    app.add_middleware(Envelope, measures=measures)
+    app.add_middleware(Envelope, measures=app.state.measures)
 
-    @app.get("/healthz", tags=["health"], dependencies=[Depends(refuse_unknown_parameters)])
-    def healthz(catalog: TheCatalog) -> Health:
-        """The API runs and its catalog answers; needs no key."""
-        catalog.ping()
-        return Health(version=app.version)
-
+    app.include_router(health.router)
     v1 = APIRouter(
         prefix="/v1",
         dependencies=[Depends(authenticate), Depends(refuse_unknown_parameters), Depends(refuse_ambiguous_json)],

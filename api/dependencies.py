@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 class Orchestration(Protocol):
     """What the API asks of the flows; the module flows.orchestration is one."""
 
+    async def workers_online(self) -> int: ...
+
     async def start_run(
         self,
         job_id: str,

@@ -91,8 +91,9 @@ def _complete(path: str, method: str, operation: Json) -> None:
     if MEDIA_TYPE not in answers.get("422", {}).get("content", {}):
         answers.pop("422", None)  # FastAPI's own, which is never sent
     for number, told in responses(*everywhere).items():
-        answer = answers.setdefault(str(number), told)
-        answer["content"][MEDIA_TYPE]["examples"].update(told["content"][MEDIA_TYPE]["examples"])
+        content = answers.setdefault(str(number), {"description": ""}).setdefault("content", {})
+        examples = content.setdefault(MEDIA_TYPE, {}).setdefault("examples", {})
+        examples.update(told["content"][MEDIA_TYPE]["examples"])
     for status, answer in answers.items():
         _complete_answer(status, answer)
     operation["responses"] = dict(sorted(answers.items()))

@@ -60,8 +60,7 @@ class Envelope:
             self._tell(inner, scope["method"], answer.status or _CLIENT_WENT, time.perf_counter() - began)
 
     def _tell(self, scope: Scope, method: str, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path_format", None) or getattr(scope.get("route"), "path", None)
-        self._measures.request(method, route, status, seconds)
+        self._measures.request(method, _template(scope), status, seconds)
         # The query is left out: it may name what is nobody's business.
         access_log.info(
             "method=%s path=%s status=%d ms=%.1f key=%s client=%s",
@@ -120,6 +119,19 @@ def _crosses_sites(headers: Headers) -> bool:
         return site not in {"same-origin", "none"}
     origin = headers.get("origin")
     return origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower()
+
+
+def _template(scope: Scope) -> str | None:
+    """The path as its route has it, with names for ids; None where no route answered."""
+    template: str | None = getattr(scope.get("route"), "path", None)
+    if template is None:
+        return None
+    # A route knows its own part alone, not that of the router that it was included by.
+    own = template
+    for name, value in scope.get("path_params", {}).items():
+        own = own.replace(f"{{{name}}}", str(value))
+    path: str = scope["path"]
+    return path.removesuffix(own) + template if path.endswith(own) else template
 
 
 def _uri_bytes(scope: Scope) -> int:

@@ -16,7 +16,7 @@ import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
-from prefect.client.schemas.objects import DeploymentSchedule, State, StateType
+from prefect.client.schemas.objects import DeploymentSchedule, State, StateType, WorkerStatus
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
@@ -34,6 +34,7 @@ SYNC = "sync/sync"
 CUT_OVER = "cut-over/cut-over"
 VERIFY = "verify/verify"
 RETIRE = "retire/retire"
+POOL = "rehost"  # the work pool that prefect.yaml names
 
 
 def sync_deployment(work_queue: str) -> str:
@@ -245,3 +246,10 @@ async def read_logs(
     Raises InvalidParameter for a wrong cursor.
     """
     return await logs.read(_prefect, flow_runs, level=level, order=order, limit=limit, cursor=cursor)
+
+
+async def workers_online() -> int:
+    """How many workers of the pool take runs now."""
+    async with _prefect() as client:
+        workers = await client.read_workers_for_work_pool(POOL)
+    return sum(worker.status == WorkerStatus.ONLINE for worker in workers)

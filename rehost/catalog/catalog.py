@@ -14,6 +14,7 @@ from rehost.catalog.admission import Admission
 from rehost.catalog.api_keys import ApiKeys
 from rehost.catalog.database import Database
 from rehost.catalog.endings import Endings
+from rehost.catalog.gauges import WithGauges
 from rehost.catalog.idempotency import IdempotencyKeys
 from rehost.catalog.image_care import ImageCare
 from rehost.catalog.images import Images
@@ -64,6 +65,7 @@ class Catalog(
     Verifications,
     IdempotencyKeys,
     ApiKeys,
+    WithGauges,
 ):
     """Safe to use from several threads and processes at once. Every method is one transaction.
 
