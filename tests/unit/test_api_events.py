@@ -355,3 +355,10 @@ def test_a_client_that_closes_its_line_is_noticed(served: tuple[Ready, threading
     while hub._streams:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_who_asks_for_the_headers_alone_gets_no_stream(client: TestClient, catalog: Catalog, source_id: str) -> None:
+    job_id = created(client, source_id)["id"]
+    answer = client.head(f"/v1/jobs/{job_id}/events")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"].startswith("text/event-stream")
