@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 
-from tests.unit import test_catalog_at_once, test_catalog_endings, test_catalog_migrations, test_catalog_runs
+from tests.unit import (
+    test_catalog_at_once,
+    test_catalog_endings,
+    test_catalog_migrations,
+    test_catalog_runs,
+    test_run_figures,
+)
 
-_MODULES = (test_catalog_runs, test_catalog_migrations, test_catalog_at_once, test_catalog_endings)
+_MODULES = (test_catalog_runs, test_catalog_migrations, test_catalog_at_once, test_catalog_endings, test_run_figures)
 _FIXTURE = type(test_catalog_runs.source)
 
 
