@@ -12,10 +12,18 @@ from tests.unit import (
     test_catalog_endings,
     test_catalog_migrations,
     test_catalog_runs,
+    test_queue,
     test_run_figures,
 )
 
-_MODULES = (test_catalog_runs, test_catalog_migrations, test_catalog_at_once, test_catalog_endings, test_run_figures)
+_MODULES = (
+    test_catalog_runs,
+    test_catalog_migrations,
+    test_catalog_at_once,
+    test_catalog_endings,
+    test_run_figures,
+    test_queue,
+)
 _FIXTURE = type(test_catalog_runs.source)
 
 

@@ -49,42 +49,43 @@ def test_of_jobs_started_together_ten_run_at_once_and_a_hundred_with_a_vswitch()
 
 
 @pytest.fixture
-def catalog(tmp_path: Path, database_url: str) -> Iterator[Catalog]:
+def narrow(tmp_path: Path, database_url: str) -> Iterator[Catalog]:
+    """The catalog of a region that runs two jobs at once."""
     regions = {"local": Region(max_running_jobs=2, networks={"vpc-1": Vpc(vswitches={"vsw-1": "lab"})})}
     settings = Settings(home=tmp_path, database_url=database_url, regions=regions)
-    with Catalog.open(settings) as catalog:
-        yield catalog
+    with Catalog.open(settings) as narrow:
+        yield narrow
 
 
-def make_job(catalog: Catalog, name: str, **fields: Any) -> Job:
+def make_job(narrow: Catalog, name: str, **fields: Any) -> Job:
     inventory = Inventory(hostname=name, os_id="debian", architecture="x86_64")
-    source = catalog.add_source(PathConnection(root=f"/srv/{name}"), inventory)
+    source = narrow.add_source(PathConnection(root=f"/srv/{name}"), inventory)
     spec = {"source_id": source.id, "region_id": "local", "name": name, **fields}
-    return catalog.create_job(JobSpec.model_validate(spec))
+    return narrow.create_job(JobSpec.model_validate(spec))
 
 
-def begun(catalog: Catalog, *names: str) -> list[Run]:
-    return [catalog.begin_run(make_job(catalog, name).id, kind="manual") for name in names]
+def begun(narrow: Catalog, *names: str) -> list[Run]:
+    return [narrow.begin_run(make_job(narrow, name).id, kind="manual") for name in names]
 
 
-def statuses(catalog: Catalog, runs: list[Run]) -> list[str]:
-    return [catalog.job(run.job_id).status for run in runs]
+def statuses(narrow: Catalog, runs: list[Run]) -> list[str]:
+    return [narrow.job(run.job_id).status for run in runs]
 
 
-def test_a_start_that_finds_no_place_leaves_the_job_as_it_is_and_waits(catalog: Catalog) -> None:
-    runs = begun(catalog, "aa", "bb", "cc", "dd")
-    assert statuses(catalog, runs) == ["Running", "Running", "Ready", "Ready"]
+def test_a_start_that_finds_no_place_leaves_the_job_as_it_is_and_waits(narrow: Catalog) -> None:
+    runs = begun(narrow, "aa", "bb", "cc", "dd")
+    assert statuses(narrow, runs) == ["Running", "Running", "Ready", "Ready"]
     assert [run.status for run in runs] == [RunStatus.PENDING] * 4
     with pytest.raises(JobInvalidStatus, match="queued"):
-        catalog.begin_run(runs[2].job_id, kind="manual")
-    assert catalog.admit_run() is None
+        narrow.begin_run(runs[2].job_id, kind="manual")
+    assert narrow.admit_run() is None
 
 
-def test_the_end_of_a_run_lets_the_one_begin_that_waits_longest(catalog: Catalog) -> None:
-    first, _, third, fourth = begun(catalog, "aa", "bb", "cc", "dd")
-    catalog.fail_run(first.id, StoreNoSpace(path="/", free_bytes=0, needed_bytes=1))
-    later = catalog.begin_run(make_job(catalog, "ee").id, kind="manual")
-    assert catalog.job(later.job_id).status == "Ready", "it overtook those who waited before it"
+def test_the_end_of_a_run_lets_the_one_begin_that_waits_longest(narrow: Catalog) -> None:
+    first, _, third, fourth = begun(narrow, "aa", "bb", "cc", "dd")
+    narrow.fail_run(first.id, StoreNoSpace(path="/", free_bytes=0, needed_bytes=1))
+    later = narrow.begin_run(make_job(narrow, "ee").id, kind="manual")
+    assert narrow.job(later.job_id).status == "Ready", "it overtook those who waited before it"
     asked: list[str] = []
 
     def ask(run: Run, job: Job) -> str:
@@ -92,85 +93,85 @@ def test_the_end_of_a_run_lets_the_one_begin_that_waits_longest(catalog: Catalog
         asked.append(run.id)
         return f"flow-{run.id}"
 
-    assert [run.id for run in start_waiting(catalog, ask)] == asked == [third.id]
-    assert catalog.run(third.id).flow_run_id == f"flow-{third.id}"
-    assert statuses(catalog, [third, fourth, later]) == ["Running", "Ready", "Ready"]
+    assert [run.id for run in start_waiting(narrow, ask)] == asked == [third.id]
+    assert narrow.run(third.id).flow_run_id == f"flow-{third.id}"
+    assert statuses(narrow, [third, fourth, later]) == ["Running", "Ready", "Ready"]
 
 
-def test_a_run_that_prefect_does_not_take_waits_again_with_its_job_as_it_was(catalog: Catalog) -> None:
-    first, _, third = begun(catalog, "aa", "bb", "cc")
-    catalog.claim_run(first.job_id, flow_run_id="flow-1")
-    catalog.stop_run(first.id)
-    before = catalog.job(third.job_id)
+def test_a_run_that_prefect_does_not_take_waits_again_with_its_job_as_it_was(narrow: Catalog) -> None:
+    first, _, third = begun(narrow, "aa", "bb", "cc")
+    narrow.claim_run(first.job_id, flow_run_id="flow-1")
+    narrow.stop_run(first.id)
+    before = narrow.job(third.job_id)
 
     def away(run: Run, job: Job) -> str:
         raise OrchestrationAway(url="http://prefect", reason="refused")
 
     with pytest.raises(OrchestrationAway):
-        start_waiting(catalog, away)
-    after = catalog.job(third.job_id)
+        start_waiting(narrow, away)
+    after = narrow.job(third.job_id)
     assert (after.status, after.started_at, after.progress) == (before.status, before.started_at, before.progress)
-    admitted = catalog.admit_run()
+    admitted = narrow.admit_run()
     assert admitted is not None and admitted.id == third.id
 
 
-def test_a_run_that_a_flow_has_claimed_does_not_wait_again(catalog: Catalog) -> None:
-    (run,) = begun(catalog, "aa")
-    catalog.claim_run(run.job_id, flow_run_id="flow-1")
-    assert not catalog.requeue_run(run.id)
-    assert catalog.job(run.job_id).status == "Running"
+def test_a_run_that_a_flow_has_claimed_does_not_wait_again(narrow: Catalog) -> None:
+    (run,) = begun(narrow, "aa")
+    narrow.claim_run(run.job_id, flow_run_id="flow-1")
+    assert not narrow.requeue_run(run.id)
+    assert narrow.job(run.job_id).status == "Running"
 
 
-def test_a_schedule_that_finds_no_place_leaves_a_run_that_waits_for_one(catalog: Catalog) -> None:
-    first, _ = begun(catalog, "aa", "bb")
-    job = make_job(catalog, "cc", incremental={"interval_hours": 1})
-    waiting = catalog.claim_run(job.id, flow_run_id="flow-of-the-schedule", kind="schedule")
+def test_a_schedule_that_finds_no_place_leaves_a_run_that_waits_for_one(narrow: Catalog) -> None:
+    first, _ = begun(narrow, "aa", "bb")
+    job = make_job(narrow, "cc", incremental={"interval_hours": 1})
+    waiting = narrow.claim_run(job.id, flow_run_id="flow-of-the-schedule", kind="schedule")
     assert (waiting.status, waiting.flow_run_id) == (RunStatus.PENDING, None)
-    assert catalog.job(job.id).status == "Ready"
-    again = catalog.claim_run(job.id, flow_run_id="flow-of-the-next-schedule", kind="schedule")
+    assert narrow.job(job.id).status == "Ready"
+    again = narrow.claim_run(job.id, flow_run_id="flow-of-the-next-schedule", kind="schedule")
     assert (again.id, again.status) == (waiting.id, RunStatus.PENDING)
-    catalog.stop_run(first.id)
-    claimed = catalog.claim_run(job.id, flow_run_id="flow-of-the-next-schedule", kind="schedule")
+    narrow.stop_run(first.id)
+    claimed = narrow.claim_run(job.id, flow_run_id="flow-of-the-next-schedule", kind="schedule")
     assert (claimed.id, claimed.status) == (waiting.id, RunStatus.RUNNING)
-    assert catalog.job(job.id).status == "Running"
+    assert narrow.job(job.id).status == "Running"
 
 
 @pytest.mark.parametrize(("before", "after"), [("Ready", "Ready"), ("InError", "InError"), ("Waiting", "Stopped")])
-def test_stop_takes_a_queued_job_out_of_the_queue(catalog: Catalog, before: str, after: str) -> None:
-    begun(catalog, "aa", "bb")
-    job = make_job(catalog, "cc")
-    put_into(catalog, job.id, before)
-    catalog.begin_run(job.id, kind="manual")
-    assert catalog.request_stop(job.id) is None
-    assert catalog.job(job.id).status == after
-    assert catalog.runs(job.id).total == 0
+def test_stop_takes_a_queued_job_out_of_the_queue(narrow: Catalog, before: str, after: str) -> None:
+    begun(narrow, "aa", "bb")
+    job = make_job(narrow, "cc")
+    put_into(narrow, job.id, before)
+    narrow.begin_run(job.id, kind="manual")
+    assert narrow.request_stop(job.id) is None
+    assert narrow.job(job.id).status == after
+    assert narrow.runs(job.id).total == 0
 
 
-def test_a_job_that_may_run_no_more_leaves_the_queue_and_holds_up_nobody(catalog: Catalog) -> None:
-    first, _, third, fourth = begun(catalog, "aa", "bb", "cc", "dd")
-    put_into(catalog, third.job_id, "Deleting")
-    catalog.stop_run(first.id)
-    admitted = catalog.admit_run()
+def test_a_job_that_may_run_no_more_leaves_the_queue_and_holds_up_nobody(narrow: Catalog) -> None:
+    first, _, third, fourth = begun(narrow, "aa", "bb", "cc", "dd")
+    put_into(narrow, third.job_id, "Deleting")
+    narrow.stop_run(first.id)
+    admitted = narrow.admit_run()
     assert admitted is not None and admitted.id == fourth.id
-    assert catalog.run(third.id).status is RunStatus.STOPPED
+    assert narrow.run(third.id).status is RunStatus.STOPPED
 
 
-def test_a_job_with_a_vswitch_goes_to_the_work_queue_of_its_workers(catalog: Catalog) -> None:
-    private = make_job(catalog, "aa", network={"mode": "private", "vswitch_id": "vsw-1"})
-    assert catalog.work_queue(private) == "lab"
-    assert catalog.work_queue(make_job(catalog, "bb")) == "default"
+def test_a_job_with_a_vswitch_goes_to_the_work_queue_of_its_workers(narrow: Catalog) -> None:
+    private = make_job(narrow, "aa", network={"mode": "private", "vswitch_id": "vsw-1"})
+    assert narrow.work_queue(private) == "lab"
+    assert narrow.work_queue(make_job(narrow, "bb")) == "default"
 
 
-def test_many_who_give_places_at_once_give_no_more_than_there_are(catalog: Catalog) -> None:
-    runs = begun(catalog, *(f"web{n}" for n in range(10)))
+def test_many_who_give_places_at_once_give_no_more_than_there_are(narrow: Catalog) -> None:
+    runs = begun(narrow, *(f"web{n}" for n in range(10)))
     for run in runs[:2]:
-        catalog.stop_run(run.id)
+        narrow.stop_run(run.id)
     barrier = threading.Barrier(6)
     admitted: list[Run | None] = []
 
     def admit() -> None:
         barrier.wait(10)
-        admitted.append(catalog.admit_run())
+        admitted.append(narrow.admit_run())
 
     threads = [threading.Thread(target=admit) for _ in range(6)]
     for thread in threads:
@@ -179,9 +180,9 @@ def test_many_who_give_places_at_once_give_no_more_than_there_are(catalog: Catal
         thread.join(30)
     assert len(admitted) == 6
     assert {run.id for run in admitted if run} == {run.id for run in runs[2:4]}
-    assert statuses(catalog, runs).count("Running") == 2
+    assert statuses(narrow, runs).count("Running") == 2
 
 
-def put_into(catalog: Catalog, job_id: str, status: str) -> None:
-    with catalog._database.write() as session:
+def put_into(narrow: Catalog, job_id: str, status: str) -> None:
+    with narrow._database.write() as session:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(status=status))
