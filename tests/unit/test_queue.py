@@ -183,6 +183,22 @@ def test_many_who_give_places_at_once_give_no_more_than_there_are(narrow: Catalo
     assert statuses(narrow, runs).count("Running") == 2
 
 
+def test_many_starts_at_once_take_no_more_places_than_there_are(narrow: Catalog) -> None:
+    jobs = [make_job(narrow, f"web{n}").id for n in range(6)]
+    barrier = threading.Barrier(len(jobs))
+
+    def start(id: str) -> None:
+        barrier.wait(10)
+        narrow.begin_run(id, kind="manual")
+
+    threads = [threading.Thread(target=start, args=(id,)) for id in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(narrow.job(id).status for id in jobs) == ["Ready"] * 4 + ["Running"] * 2
+
+
 def put_into(narrow: Catalog, job_id: str, status: str) -> None:
     with narrow._database.write() as session:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(status=status))
