@@ -1,7 +1,8 @@
 """Cron expressions of five fields: checked, held to one run an hour at most, and asked for the next run.
 
 The grammar is that of crontab(5): `*`, numbers, ranges, lists, steps, names of months and days, 0 and 7 for Sunday.
-Where both day fields are restricted, either one is enough.
+Where both day fields are restricted, either one is enough. What counts as restricted is as Prefect has it, which runs
+the schedules: `*/2` does, and so does a field that names every day, unless the other one has a star.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Cron:
     days: frozenset[int]
     months: frozenset[int]
     weekdays: frozenset[int]  # 0 is Sunday
-    any_day: bool  # the field is `*`
+    any_day: bool  # the field restricts nothing
     any_weekday: bool
 
     def _matches(self, day: datetime) -> bool:
@@ -78,8 +79,8 @@ def parse(expression: str) -> Cron:
         days=days,
         months=months,
         weekdays=frozenset(day % 7 for day in weekdays),
-        any_day=fields[2].startswith("*"),
-        any_weekday=fields[4].startswith("*"),
+        any_day=fields[2] == "*" or (len(days) == 31 and "*" in fields[4]),
+        any_weekday=fields[4] == "*" or (len({day % 7 for day in weekdays}) == 7 and "*" in fields[2]),
     )
     if cron.next_after(datetime(2024, 1, 1, tzinfo=UTC), "UTC") is None:
         raise ValueError("names a day that never comes")

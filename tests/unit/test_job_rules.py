@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import random
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -304,12 +306,30 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         ("0 0 13 * 5", "UTC", "2026-02-07T00:00:00Z", "2026-02-13T00:00:00Z"),
         ("0 0 29 2 *", "UTC", "2026-01-01T00:00:00Z", "2028-02-29T00:00:00Z"),
         ("15 1-3 1 jan,jul *", "UTC", "2026-01-01T03:15:00Z", "2026-07-01T01:15:00Z"),
+        ("0 0 */10 * 1", "UTC", "2026-09-24T01:00:00Z", "2026-09-28T00:00:00Z"),
         ("0 0 * * *", "Asia/Shanghai", "2026-01-01T00:00:00Z", "2026-01-01T16:00:00Z"),
     ],
 )
 def test_cron_says_when_it_runs_next(expression: str, zone: str, after: str, expected: str) -> None:
     found = cron.parse(expression).next_after(datetime.fromisoformat(after), zone)
     assert found == datetime.fromisoformat(expected)
+
+
+def test_cron_is_read_as_prefect_reads_it() -> None:
+    croniter = importlib.import_module("prefect._vendor.croniter").croniter
+    draw = random.Random(1)
+
+    def field(low: int, high: int) -> str:
+        first, last = sorted(draw.sample(range(low, high + 1), 2))
+        some = ",".join(map(str, draw.sample(range(low, high + 1), 3)))
+        return draw.choice(["*", "*", f"*/{draw.randint(1, high)}", f"{first}-{last}", some, f"{low}-{high}"])
+
+    for _ in range(300):
+        fields = (field(0, 23), field(1, 28), field(1, 12), field(0, 6))
+        expression = f"{draw.randint(0, 59)} {' '.join(fields)}"
+        after = datetime(2026, draw.randint(1, 12), draw.randint(1, 28), draw.randint(0, 23), tzinfo=UTC)
+        expected = croniter(expression, after.replace(tzinfo=None)).get_next(datetime).replace(tzinfo=UTC)
+        assert cron.parse(expression).next_after(after, "UTC") == expected, expression
 
 
 def test_intervals_are_counted_from_the_registration() -> None:
