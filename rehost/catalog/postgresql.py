@@ -1,7 +1,8 @@
 """The catalog on PostgreSQL (13 or newer): its URL, its password, its errors, and what became of a commit.
 
-The driver is pg8000. It tells every error of the server as one class, with the SQLSTATE in a dictionary, and some
-broken connections as bare OSErrors: here they become what SQLAlchemy calls them elsewhere.
+The driver is pg8000. It tells most errors of the server as one class, with the SQLSTATE in a dictionary (of broken
+constraints only that of uniqueness has its own), and some broken connections as bare OSErrors: here they become what
+SQLAlchemy calls them elsewhere.
 """
 
 from __future__ import annotations

@@ -186,11 +186,14 @@ def test_a_start_takes_its_turn_after_a_change(catalog: Catalog, together: Toget
     assert catalog.runs(job.id).total == 1
 
 
-def test_the_database_itself_has_one_run_under_way_for_a_job(catalog: Catalog) -> None:
+def test_the_database_itself_has_one_run_under_way_for_a_job_that_is_there(catalog: Catalog) -> None:
     job = new_job(catalog, new_source(catalog))
     run = catalog.begin_run(job.id, kind="manual")
     values = {"job_id": job.id, "source_id": run.source_id, "kind": "manual", "previous_status": "Ready"}
     with pytest.raises(IntegrityError), catalog._database.write() as session:
         session.execute(insert(RunRow).values(id="r-2", status="running", created_at=run.created_at, **values))
+    with pytest.raises(IntegrityError), catalog._database.write() as session:
+        elsewhere = {**values, "job_id": "j-none"}
+        session.execute(insert(RunRow).values(id="r-2", status="failed", created_at=run.created_at, **elsewhere))
     with catalog._database.write() as session:
         session.execute(insert(RunRow).values(id="r-2", status="failed", created_at=run.created_at, **values))
