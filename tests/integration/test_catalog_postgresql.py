@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
 
+from tests.support.postgres import PostgreSQL
 from tests.unit import (
     test_catalog_at_once,
     test_catalog_endings,
@@ -28,9 +30,11 @@ _FIXTURE = type(test_catalog_runs.source)
 
 
 @pytest.fixture
-def database_url(postgresql_url: str) -> str:
-    """What the tests' own fixture gives on SQLite."""
-    return postgresql_url
+def database_url(request: pytest.FixtureRequest, postgresql_server: PostgreSQL) -> Iterator[str]:
+    """What the tests' own fixture gives on SQLite; the tables are there, but for the tests of how they come about."""
+    tables = request.function.__module__ != test_catalog_migrations.__name__
+    with postgresql_server.database(tables=tables) as name:
+        yield postgresql_server.url(name)
 
 
 def _cases(*modules: ModuleType) -> dict[str, Any]:

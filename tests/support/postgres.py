@@ -19,7 +19,9 @@ from pathlib import Path
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
+from rehost.catalog.catalog import Catalog
 from rehost.run import Process, find, run, spawn
+from rehost.settings import Settings
 
 _USER = "rehost"
 _PASSWORD = "not:a\\secret"  # the characters that a password file has to escape
@@ -48,6 +50,9 @@ class PostgreSQL:
         self._parent = ThreadPoolExecutor(1)  # the server ends with the thread that started it: not a test's own
         self._process: Process | None = None
         self._numbers = itertools.count(1)
+        self._template: str | None = None  # the name of the database with the catalog's tables
+        administrator = self.url("postgres").replace("postgresql:", "postgresql+pg8000:")
+        self._administrator = create_engine(administrator, isolation_level="AUTOCOMMIT")
         self._as_user = _ordinary_user(self.folder)
         secret = self.folder / "password"
         secret.write_text(_PASSWORD)
@@ -90,6 +95,7 @@ class PostgreSQL:
 
     def _end(self, number: int) -> None:
         assert self._process is not None
+        self._administrator.dispose()
         self._process.popen.send_signal(number)
         self._process.wait(60)
 
@@ -114,22 +120,21 @@ class PostgreSQL:
         login = f"{_USER}:not%3Aa%5Csecret" if password else _USER
         return f"postgresql://{login}@127.0.0.1:{port or self.port}/{database}"
 
-    def execute(self, statement: str, *, database: str = "postgres") -> list[tuple[object, ...]]:
+    def execute(self, statement: str) -> list[tuple[object, ...]]:
         """One statement of the administrator's, in no transaction; its rows."""
-        url = self.url(database).replace("postgresql:", "postgresql+pg8000:")
-        engine = create_engine(url, isolation_level="AUTOCOMMIT")
-        try:
-            with engine.connect() as connection:
-                result = connection.execute(text(statement))
-                return [tuple(row) for row in result] if result.returns_rows else []
-        finally:
-            engine.dispose()
+        with self._administrator.connect() as connection:
+            result = connection.execute(text(statement))
+            return [tuple(row) for row in result] if result.returns_rows else []
 
     @contextlib.contextmanager
-    def database(self) -> Iterator[str]:
-        """The name of a new, empty database, which is dropped afterwards."""
+    def database(self, *, tables: bool = False) -> Iterator[str]:
+        """The name of a new database, which is dropped afterwards; empty, or with the catalog's tables."""
+        if tables and self._template is None:
+            self._template = "catalog_tables"
+            self.execute(f"CREATE DATABASE {self._template}")
+            Catalog.open(Settings(home=self.folder, database_url=self.url(self._template))).close()
         name = f"catalog_{next(self._numbers)}_{secrets.token_hex(3)}"
-        self.execute(f"CREATE DATABASE {name}")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {self._template if tables else 'template1'}")
         try:
             yield name
         finally:
