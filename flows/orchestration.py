@@ -148,7 +148,9 @@ async def schedule_job(
             active = present.active
             if deployment == target.id:
                 async with _planned(client, deployment):
-                    await client.update_deployment_schedule(deployment, present.id, schedule=schedule)
+                    await client.update_deployment_schedule(
+                        deployment, present.id, schedule=schedule, parameters={"order": order.model_dump()}
+                    )
                 return
             async with _planned(client, deployment):
                 await client.delete_deployment_schedule(deployment, present.id)
@@ -165,7 +167,10 @@ async def count_from(job_id: str, *, since: datetime, interval_hours: int) -> bo
         for deployment, present in await _schedules_of(client, job_id):
             schedule = _interval(interval_hours, since)
             async with _planned(client, deployment):
-                await client.update_deployment_schedule(deployment, present.id, schedule=schedule)
+                # An update that names no parameters takes those away that the schedule has.
+                await client.update_deployment_schedule(
+                    deployment, present.id, schedule=schedule, parameters=present.parameters
+                )
             found = True
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -203,11 +203,9 @@ def test_a_folder_is_removed_by_two_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     for number in range(300):
         (folder / str(number)).mkdir(parents=True)
-    both = [threading.Thread(target=remove_folder, args=(folder,)) for _ in range(2)]
-    for one in both:
-        one.start()
-    for one in both:
-        one.join()
+    with ThreadPoolExecutor(2) as both:
+        for one in [both.submit(remove_folder, folder) for _ in range(2)]:
+            one.result()
     assert not folder.exists()
 
 
