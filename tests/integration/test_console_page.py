@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium.webdriver.common.keys import Keys
@@ -12,9 +13,11 @@ from selenium.webdriver.common.keys import Keys
 from demo.client import Client, rehost_services
 from demo.registry import free_port
 from rehost.catalog.catalog import Catalog
+from rehost.ids import new_id
 from rehost.settings import Settings
 from rehost.source.connect import PathConnection
-from rehost.source.inventory import Disk, Inventory, Partition
+from rehost.source.inventory import Disk, Inventory, Partition, Record
+from rehost.verification.report import Check, Failure, VerificationReport
 from tests.support.browser import Browser, browser
 from tests.support.pages import Page
 
@@ -103,6 +106,34 @@ def test_without_scripts_all_works_and_a_page_of_a_run_is_loaded_anew_by_itself(
         window.wait_for_text("Build.NoKernel", 240)
 
 
+def tested_image(home: Path, job_id: str) -> tuple[str, str]:
+    """An image of the job that failed its test, and that test; as hostile as they can be."""
+    facts = {"index": 0, "role": "system", "format": "qcow2", "virtual_size": 1 << 34, "file_size": 1 << 30}
+    disk = {**facts, "sha256": "ab" * 32, "location": f"/srv/{'long' * 60}/disk-0.qcow2"}
+    report = VerificationReport(
+        subject="s" * 200,
+        status="failed",
+        checks=(Check(name=_HOSTILE, status="failed", detail="d" * 300), Check(name="kernel", status="passed")),
+        script_output=_HOSTILE * 20,
+        error=Failure(code="Boot.KernelPanic", message="m" * 300, remedy=_HOSTILE, retryable=True),
+    )
+    with Catalog.open(Settings(home=home)) as catalog:
+        run = catalog.begin_run(job_id, kind="manual")
+        record = ImageFacts(disks=(disk,), os=_HOSTILE, boot_modes=("bios",))
+        image = catalog.add_image(job_id, run.id, record, id=new_id("m"), kind="disk", name="i" * 128)
+        verification = catalog.add_verification(job_id, run.id, image.id, report)
+        catalog.stop_run(run.id)
+    return image.id, verification.id
+
+
+class ImageFacts(Record):
+    """As much of an image.json as pages look at."""
+
+    disks: tuple[dict[str, Any], ...]
+    os: str
+    boot_modes: tuple[str, ...]
+
+
 def test_every_page_fits_a_phone_is_readable_in_light_and_dark_and_lets_no_server_do_anything(
     window: Browser, address: str, home: Path, tree: Path
 ) -> None:
@@ -135,7 +166,10 @@ def test_every_page_fits_a_phone_is_readable_in_light_and_dark_and_lets_no_serve
             "execution": {"mode": "create_only"},
         },
     )
+    image_id, verification_id = tested_image(home, job["id"])
     pages = [
+        f"/images/{image_id}",
+        f"/verifications/{verification_id}",
         "/",
         "/?q=nothing-is-called-so",
         f"/jobs/{job['id']}",
@@ -156,11 +190,11 @@ def test_every_page_fits_a_phone_is_readable_in_light_and_dark_and_lets_no_serve
                 window.wide(width)
                 window.dark(dark)
                 window.open(path)
-                assert window.overflow() <= 0, f"{path} is wider than {width} pixels"
+                assert window.overflow() == [], f"{path} at {width} pixels"
                 assert window.low_contrasts() == [], path
             assert Page(window.source).faults() == [], path
             assert "owned" not in window.driver.title
-            assert window.run("return document.querySelectorAll('main script, main img').length") == 0
+            assert window.run("return document.querySelectorAll('main script, main img:not(.screen)').length") == 0
     finally:
         window.wide(_WIDE)
         window.dark(False)

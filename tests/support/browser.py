@@ -56,6 +56,18 @@ while (texts.nextNode()) {
 return [...new Set(told)];
 """
 
+_OVERFLOW = """
+const wide = [];
+const page = document.documentElement;
+if (Math.max(page.scrollWidth, innerWidth) > page.clientWidth) wide.push(`the page: ${page.scrollWidth}`);
+for (const element of document.querySelectorAll("main *")) {
+  const cuts = ["hidden", "clip", "auto", "scroll"].includes(getComputedStyle(element).overflowX);
+  const meant = element.matches("input, textarea, select, progress, pre") || element.clientWidth < 2;
+  if (cuts && !meant && element.scrollWidth > element.clientWidth + 1) wide.push(element.className || element.tagName);
+}
+return wide;
+"""
+
 
 class Browser:
     """One window, moved by the keyboard."""
@@ -140,11 +152,9 @@ class Browser:
         feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
 
-    def overflow(self) -> int:
-        """By how many pixels the page is wider than the window."""
-        return int(
-            self.run("const d = document.documentElement; return Math.max(d.scrollWidth, innerWidth) - d.clientWidth")
-        )
+    def overflow(self) -> list[str]:
+        """What is wider than the window, or than the part of the page that it is in and that would cut it off."""
+        return list(self.run(_OVERFLOW))
 
     def low_contrasts(self) -> list[str]:
         """Texts that are hard to read."""
