@@ -22,7 +22,7 @@ from tests.support.browser import Browser, browser
 from tests.support.pages import Page
 
 _HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\u202egnp\x1b[31m"
-_PHONE, _WIDE = 360, 1280
+_PHONE, _TABLET, _NARROW, _WIDE = 360, 800, 1030, 1280
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_every_page_fits_a_phone_is_readable_in_light_and_dark_and_lets_no_serve
     window.complaints()
     try:
         for path in pages:
-            for width, dark in ((_PHONE, False), (_WIDE, True)):
+            for width, dark in ((_PHONE, False), (_TABLET, True), (_NARROW, False), (_WIDE, True)):
                 window.wide(width)
                 window.dark(dark)
                 window.open(path)
