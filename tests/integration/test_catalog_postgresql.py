@@ -14,6 +14,7 @@ from tests.unit import (
     test_catalog_endings,
     test_catalog_migrations,
     test_catalog_runs,
+    test_image_care,
     test_queue,
     test_run_figures,
 )
@@ -25,6 +26,7 @@ _MODULES = (
     test_catalog_endings,
     test_run_figures,
     test_queue,
+    test_image_care,
 )
 _FIXTURE = type(test_catalog_runs.source)
 

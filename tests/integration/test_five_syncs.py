@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(find("qemu-system-x86_64") is None, reason="needs QEMU"),
 ]
 
-_SYNCS = int(os.environ.get("SYNCS", "3"))  # five take two minutes more and show the same
+_SYNCS = int(os.environ.get("SYNCS", "3"))  # SYNCS=5 takes two minutes more and shows the same
 _KEPT = _SYNCS // 2 + _SYNCS % 2
 _RUN_SECONDS = 600.0
 _BOOT_SECONDS = 900
@@ -190,7 +190,7 @@ def test_syncs_by_the_schedule_leave_the_newest_images_and_the_newest_has_the_ne
     copy, now = json.loads((report.script_output or "").strip().splitlines()[-1]), json.loads(server.ssh(_SELECT))
     began = _time(succeeded[-1]["started_at"]).timestamp()
     expected = sum(at < began for at in inserted)
-    assert expected == _SYNCS or len(succeeded) > _SYNCS or expected == _SYNCS - 1, "each sync had rows of its own"
+    assert expected >= _SYNCS - 1, "each sync has rows of its own"
     assert copy["whole"] == "ok"
     assert len(copy["rows"]) >= 10 * expected
     assert copy["rows"] == now["rows"][: len(copy["rows"])]

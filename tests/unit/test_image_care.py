@@ -22,10 +22,10 @@ from rehost.ids import new_id
 from rehost.images import removal
 from rehost.images.removal import remove_deleted, remove_folder
 from rehost.settings import Settings
-from rehost.source.connect import PathConnection
-from rehost.source.inventory import Inventory
 from rehost.verification.report import VerificationReport
-from tests.unit.test_catalog_runs import make_job, started
+from tests.unit.test_catalog_runs import make_job, source, started
+
+__all__ = ["source"]
 
 _BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 _OK, _FAILED, _RUNNING = RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.RUNNING
@@ -87,59 +87,55 @@ class DiskFacts(BaseModel):
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def configured(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path)
 
 
 @pytest.fixture
-def source(catalog: Catalog) -> Source:
-    inventory = Inventory(hostname="web1", os_id="debian", architecture="x86_64")
-    return catalog.add_source(PathConnection(root="/srv/web1"), inventory)
-
-
-@pytest.fixture
-def job(catalog: Catalog, source: Source) -> Job:
+def rotating(catalog: Catalog, source: Source) -> Job:
     return make_job(catalog, source, incremental={"interval_hours": 1, "max_images": 1})
 
 
-def make_image(catalog: Catalog, settings: Settings, job: Job, run: Run) -> str:
+def make_image(catalog: Catalog, configured: Settings, rotating: Job, run: Run) -> str:
     """An image with files and evidence; its id."""
     id = new_id("m")
-    folder = settings.images_path("local") / id
+    folder = configured.images_path("local") / id
     folder.mkdir(parents=True)
     for name in ("disk-0.qcow2", "image.json"):
         (folder / name).write_text(name)
     disk = {"index": 0, "format": "qcow2", "location": str(folder / "disk-0.qcow2"), "sha256": "00" * 32}
-    catalog.add_image(job.id, run.id, DiskFacts(disks=[disk]), id=id, kind="disk", name=catalog.image_name(job.id))
+    catalog.add_image(
+        rotating.id, run.id, DiskFacts(disks=[disk]), id=id, kind="disk", name=catalog.image_name(rotating.id)
+    )
     verification_id = new_id("v")
-    evidence = settings.evidence_path / verification_id
+    evidence = configured.evidence_path / verification_id
     evidence.mkdir(parents=True)
     (evidence / "console.log").write_text("up")
     report = VerificationReport(subject="bios", status="succeeded")
-    catalog.add_verification(job.id, run.id, id, report, id=verification_id)
+    catalog.add_verification(rotating.id, run.id, id, report, id=verification_id)
     return id
 
 
-def successful(catalog: Catalog, settings: Settings, job: Job) -> str:
+def successful(catalog: Catalog, configured: Settings, rotating: Job) -> str:
     """A run that made an image and succeeded; the image's id."""
-    run = started(catalog, job, new_id("r"))
+    run = started(catalog, rotating, new_id("r"))
     snapshot = "n-" + run.id[2:]
     catalog.record_snapshot(run.id, snapshot, Figures())
-    id = make_image(catalog, settings, job, run)
+    id = make_image(catalog, configured, rotating, run)
     catalog.finish_run(run.id)
     return id
 
 
-def folders(settings: Settings) -> list[str]:
-    return sorted(path.name for path in settings.images_path("local").iterdir())
+def folders(configured: Settings) -> list[str]:
+    return sorted(path.name for path in configured.images_path("local").iterdir())
 
 
-def begin_verification(catalog: Catalog, job: Job, image_id: str, status: str = "pending") -> None:
+def begin_verification(catalog: Catalog, rotating: Job, image_id: str, status: str = "pending") -> None:
     with catalog._database.write() as session:
         session.execute(
             insert(VerificationRow).values(
                 id=new_id("v"),
-                job_id=job.id,
+                job_id=rotating.id,
                 run_id=catalog.image(image_id).run_id,
                 image_id=image_id,
                 subject="bios",
@@ -150,30 +146,30 @@ def begin_verification(catalog: Catalog, job: Job, image_id: str, status: str = 
 
 
 def test_a_deleted_image_is_shown_no_more_and_then_all_of_it_goes(
-    catalog: Catalog, settings: Settings, job: Job
+    catalog: Catalog, configured: Settings, rotating: Job
 ) -> None:
-    old, new = successful(catalog, settings, job), successful(catalog, settings, job)
-    assert catalog.job(job.id).image_ids == (old, new)
+    old, new = successful(catalog, configured, rotating), successful(catalog, configured, rotating)
+    assert catalog.job(rotating.id).image_ids == (old, new)
     catalog.delete_images([old])
-    assert folders(settings) == sorted([old, new]), "the row says so first"
+    assert folders(configured) == sorted([old, new]), "the row says so first"
     with pytest.raises(ImageNotFound):
         catalog.image(old)
     with pytest.raises(ImageNotFound):
         catalog.delete_images([old])
     assert [image.id for image in catalog.images().items] == [new]
-    assert catalog.job(job.id).image_ids == (new,)
-    assert [run.image_ids for run in catalog.runs(job.id).items] == [(new,), ()]
-    assert remove_deleted(catalog, settings) == [old]
-    assert folders(settings) == [new]
-    assert len(list(settings.evidence_path.iterdir())) == 1
-    assert catalog.deleted_images() == [] == remove_deleted(catalog, settings)
-    assert catalog.verifications(job.id).total == 2, "what was found out is remembered"
+    assert catalog.job(rotating.id).image_ids == (new,)
+    assert [run.image_ids for run in catalog.runs(rotating.id).items] == [(new,), ()]
+    assert remove_deleted(catalog, configured) == [old]
+    assert folders(configured) == [new]
+    assert len(list(configured.evidence_path.iterdir())) == 1
+    assert catalog.deleted_images() == [] == remove_deleted(catalog, configured)
+    assert catalog.verifications(rotating.id).total == 2, "what was found out is remembered"
 
 
 def test_what_cannot_be_removed_is_tried_again(
-    catalog: Catalog, settings: Settings, job: Job, monkeypatch: pytest.MonkeyPatch
+    catalog: Catalog, configured: Settings, rotating: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    id = successful(catalog, settings, job)
+    id = successful(catalog, configured, rotating)
     catalog.delete_images([id])
 
     def fails(folder: Path) -> None:
@@ -181,22 +177,22 @@ def test_what_cannot_be_removed_is_tried_again(
 
     with monkeypatch.context() as broken:
         broken.setattr(removal, "remove_folder", fails)
-        assert remove_deleted(catalog, settings) == []
+        assert remove_deleted(catalog, configured) == []
     assert [image.id for image in catalog.deleted_images()] == [id]
     # The process died in the middle of it: half of the folder is gone.
-    (settings.images_path("local") / id / "disk-0.qcow2").unlink()
-    assert remove_deleted(catalog, settings) == [id]
-    assert folders(settings) == []
+    (configured.images_path("local") / id / "disk-0.qcow2").unlink()
+    assert remove_deleted(catalog, configured) == [id]
+    assert folders(configured) == []
 
 
-def test_a_folder_on_another_machine_is_left_to_it(catalog: Catalog, settings: Settings, job: Job) -> None:
-    id = successful(catalog, settings, job)
+def test_a_folder_on_another_machine_is_left_to_it(catalog: Catalog, configured: Settings, rotating: Job) -> None:
+    id = successful(catalog, configured, rotating)
     catalog.delete_images([id])
-    here, away = settings.images_path("local"), settings.home / "away"
+    here, away = configured.images_path("local"), configured.home / "away"
     here.rename(away)
-    assert remove_deleted(catalog, settings) == []
+    assert remove_deleted(catalog, configured) == []
     away.rename(here)
-    assert remove_deleted(catalog, settings) == [id]
+    assert remove_deleted(catalog, configured) == [id]
 
 
 def test_a_folder_is_removed_by_two_at_once(tmp_path: Path) -> None:
@@ -209,20 +205,20 @@ def test_a_folder_is_removed_by_two_at_once(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_what_is_in_use_stays_and_says_why(catalog: Catalog, settings: Settings, job: Job) -> None:
-    first, second = successful(catalog, settings, job), successful(catalog, settings, job)
+def test_what_is_in_use_stays_and_says_why(catalog: Catalog, configured: Settings, rotating: Job) -> None:
+    first, second = successful(catalog, configured, rotating), successful(catalog, configured, rotating)
     assert catalog.mark_image(first, in_use=True).in_use
     with pytest.raises(ImageInUse, match=f"{first} is in use: it is marked"):
         catalog.delete_images([second, first])
     assert catalog.images().total == 2, "all or none"
-    begin_verification(catalog, job, second)
+    begin_verification(catalog, rotating, second)
     assert catalog.image(second).in_use
     with pytest.raises(ImageInUse, match=f"{second} is in use: a verification of it is under way"):
         catalog.delete_images([second])
     assert not catalog.mark_image(first, in_use=False).in_use
     catalog.delete_images([first])
-    run = started(catalog, job, "flow-3")
-    third = make_image(catalog, settings, job, run)
+    run = started(catalog, rotating, "flow-3")
+    third = make_image(catalog, configured, rotating, run)
     with pytest.raises(ImageInUse, match="the run that makes it is under way"):
         catalog.delete_images([third])
     catalog.fail_run(run.id, StoreNoSpace(path="/"))
@@ -231,9 +227,9 @@ def test_what_is_in_use_stays_and_says_why(catalog: Catalog, settings: Settings,
 
 
 def test_the_catalog_knows_which_images_and_then_which_snapshots_may_go(
-    catalog: Catalog, settings: Settings, job: Job
+    catalog: Catalog, configured: Settings, rotating: Job
 ) -> None:
-    ids = [successful(catalog, settings, job) for _ in range(3)]
+    ids = [successful(catalog, configured, rotating) for _ in range(3)]
     snapshots = [catalog.image(id).snapshot_id for id in ids]
     catalog.mark_image(ids[0], in_use=True)
     assert catalog.superfluous_images() == [ids[1]], "two go, if they may"
@@ -242,5 +238,5 @@ def test_the_catalog_knows_which_images_and_then_which_snapshots_may_go(
     assert catalog.unneeded_snapshots() == [snapshots[1]]
     catalog.mark_image(ids[0], in_use=False)
     assert catalog.superfluous_images() == [ids[0]]
-    begin_verification(catalog, job, ids[0], "running")
+    begin_verification(catalog, rotating, ids[0], "running")
     assert catalog.superfluous_images() == []
