@@ -24,7 +24,7 @@ from tests.support.running import Prefect, make_job, make_tree, wait_for
 
 pytestmark = pytest.mark.engine
 
-_JOBS = int(os.environ.get("REHOST_TEST_BATCH", "12"))  # 100 was tried with a limit of 10
+_JOBS = int(os.environ.get("REHOST_TEST_BATCH", "8"))  # 100: ten at once
 _LIMIT = 10 if _JOBS > 50 else 3
 _SECONDS_FOR_ONE = 60.0
 _CONFIG = f"""
