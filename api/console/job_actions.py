@@ -93,7 +93,7 @@ def act_on_one(
         elif wanted is Action.CUT_OVER:
             actions.cut_over_job(catalog, flows, id, sync=form.get("sync") == "true")
         else:
-            actions.delete_job(catalog, flows, settings, id)
+            actions.delete_job(catalog, flows, settings, id, images=form.get("images") == "true")
     except RehostError as error:
         return gone_to(f"/jobs/{id}", visitor, failed(error))
     try:

@@ -62,12 +62,13 @@ class Button:
 
 
 _SYNC = Option("sync", "One last sync first: what was written since the last run comes too.")
+_IMAGES = Option("images", "Its images go too.")
 _SHAPES: Mapping[Action, tuple[str, bool, bool, tuple[Option, ...]]] = {
     Action.START: ("run", False, False, ()),
     Action.STOP: ("run", True, True, ()),
     Action.VERIFY: ("run", True, False, ()),
     Action.CUT_OVER: ("run", True, False, (_SYNC,)),
-    Action.DELETE: ("admin", True, True, ()),
+    Action.DELETE: ("admin", True, True, (_IMAGES,)),
 }
 """Of each button: the scope it needs, whether a page asks first, whether it is red, and its boxes."""
 

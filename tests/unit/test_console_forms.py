@@ -443,3 +443,20 @@ def test_a_source_is_removed_after_a_page_has_asked_and_with_a_job_only_by_force
     _, page, ended = send(client, f"{address}/delete", {"force": "true"})
     assert ended == "/sources" and "is removed" in page.text
     assert not catalog.jobs().items and not catalog.sources().items
+
+
+def test_a_job_is_deleted_with_its_images_where_the_box_is_ticked(
+    client: TestClient, catalog: Catalog, settings: Settings, job: Job
+) -> None:
+    run = catalog.begin_run(job.id, kind="manual")
+    file = settings.images_path("local") / "m-0123456789abcdefghij" / "disk-0.raw"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"the disk")
+    image = catalog.add_image(job.id, run.id, DiskFacts.of(file), id=file.parent.name, kind="disk", name="moved")
+    catalog.stop_run(run.id)
+    catalog.mark_image(image.id, in_use=True)
+    _, page, ended = send(client, f"/jobs/{job.id}/delete", {"images": "true"})
+    assert "ImageInUse" in page.text and ended == f"/jobs/{job.id}" and file.exists()
+    catalog.mark_image(image.id, in_use=False)
+    send(client, f"/jobs/{job.id}/delete", {"images": "true"})
+    assert not catalog.jobs().items and not catalog.images().items and not file.exists()
