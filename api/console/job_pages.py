@@ -100,6 +100,7 @@ def show_log(
         runs=catalog.runs(id, limit=_SHOWN_OF_A_JOB).items,
         cursor=cursor,
         tones=views.TONES,
+        refresh=_REFRESH_SECONDS if views.is_under_way(job) and not cursor else None,
     )
 
 
