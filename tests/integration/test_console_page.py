@@ -101,11 +101,16 @@ def test_by_the_keyboard_alone_a_server_is_registered_and_a_job_planned_made_and
     window.enter("Start")
     assert "web1-move is started" in window.text
     window.wait_for_text("Build.NoKernel", 240)  # the page follows by itself
-    told = Client(address).get("/v1/jobs?name=web1-move")["items"][0]["error"]
-    assert told["message"] in window.text and told["remedy"] in window.text
+    error = Client(address).get("/v1/jobs?name=web1-move")["items"][0]["error"]
+    assert error["message"] in window.text and error["remedy"] in window.text
     window.enter("Log")
-    log = window.path  # Prefect takes a run's last lines some seconds after it has ended
-    window.wait("line of the log", lambda: window.open(log) or "Build.NoKernel" in window.text, 120)
+    log = window.path
+
+    def told() -> bool:  # Prefect takes a run's last lines some seconds after it has ended
+        window.open(log)
+        return "Build.NoKernel" in window.text
+
+    window.wait("line of the log", told, 120)
     assert window.complaints() == []
 
 
