@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from datetime import timedelta
 
 from prefect.client.orchestration import PrefectClient, get_client
@@ -26,12 +27,17 @@ ZOMBIES = "Rehost: flow runs whose process fell silent have crashed"
 _SILENT = timedelta(minutes=5)  # flow runs send a heartbeat each minute (PREFECT_FLOWS_HEARTBEAT_FREQUENCY)
 
 
-async def install() -> None:
-    """Make what is missing; what is there is brought up to date. Raises what Prefect's client raises."""
+async def install(*, judge: bool) -> None:
+    """Make what is missing. Raises what Prefect's client raises.
+
+    `judge`: silent runs are judged by the server. It writes at every event of a flow run then, which one in SQLite
+    pays with locked tables; there housekeeping sees the processes of its own machine.
+    """
     async with get_client() as client:
         for queue in settings().work_queues:
             await _make_queue(client, queue)
-        await _judge_silent_runs(client)
+        if judge:
+            await _judge_silent_runs(client)
 
 
 async def _make_queue(client: PrefectClient, queue: str) -> None:
@@ -92,4 +98,4 @@ async def _judge_silent_runs(client: PrefectClient) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="install: %(message)s")
-    asyncio.run(install())
+    asyncio.run(install(judge="--judge-silent-runs" in sys.argv[1:]))

@@ -223,7 +223,7 @@ def services(configured: Settings, stop: threading.Event, say: Callable[[str], N
         running.wait_for("Prefect", f"{api}/health")
         program("prefect", "work-pool", "create", "--type", "process", "--overwrite", POOL)
         program("prefect", "--no-prompt", "deploy", "--all")
-        program("flows.install")
+        program("flows.install", *([] if _keeps_sqlite() else ["--judge-silent-runs"]))
         program("flows.housekeeping")
         worker = ["worker", "start", "--pool", POOL, "--type", "process", "--work-queue", DEFAULT_QUEUE]
         # A run outlives minutes without Prefect's server; a request to the API is answered sooner.
@@ -233,6 +233,12 @@ def services(configured: Settings, stop: threading.Event, say: Callable[[str], N
         start("api", [sys.executable, "-m", "api.serve"], {"PREFECT_CLIENT_MAX_RETRIES": "2"})
         running.wait_for("the API", f"{base_url(configured)}/healthz")
         yield running
+
+
+def _keeps_sqlite() -> bool:
+    """Whether the Prefect server is the one that is started here, with its database in a file."""
+    named = [os.environ.get(f"PREFECT_{part}_DATABASE_CONNECTION_URL", "") for part in ("SERVER", "API")]
+    return not os.environ.get("PREFECT_API_URL") and not any(url.startswith("postgresql") for url in named)
 
 
 def require_free(service: str, host: str, port: int) -> None:
