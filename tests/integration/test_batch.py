@@ -20,7 +20,7 @@ from rehost.catalog.catalog import Catalog
 from rehost.cli.up import POOL, checkout
 from rehost.run import spawn
 from rehost.settings import Settings
-from tests.support.running import Prefect, make_job, make_tree, wait_for
+from tests.support.running import Prefect, forget_images, make_job, make_tree, wait_for
 
 pytestmark = pytest.mark.engine
 
@@ -73,6 +73,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         patch.delenv("PREFECT_API_URL", raising=False)
         with rehost_services(environment) as client:
             yield Running(client, Prefect(port), environment)
+    forget_images()
 
 
 @pytest.mark.timeout(int(300 + _JOBS * _SECONDS_FOR_ONE))

@@ -19,7 +19,7 @@ import pytest
 from demo.client import Client, rehost_services
 from demo.registry import free_port
 from tests.support.postgres import PostgreSQL, installed, postgresql
-from tests.support.running import Prefect, make_job, make_tree, services_of, wait_for
+from tests.support.running import Prefect, forget_images, make_job, make_tree, services_of, wait_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.skipif(not installed(), reason="needs PostgreSQL's server")]
 
@@ -57,6 +57,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         }
         with rehost_services(environment) as client:
             yield Running(client, Prefect(port), home, server)
+    forget_images()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import docker
 import httpx
 import pytest
 
@@ -108,6 +109,13 @@ def make_job(client: Client, tree: Path, name: str, **fields: Any) -> dict[str, 
     }
     job: dict[str, Any] = client.post("/v1/jobs", {**body, **fields})
     return job
+
+
+def forget_images() -> None:
+    """Remove the container images of these jobs from the engine."""
+    client = docker.from_env()
+    for image in client.images.list(filters={"reference": "rehost-test/*"}):
+        client.images.remove(str(image.id), force=True)
 
 
 def wait_for(what: str, look: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
