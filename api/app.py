@@ -43,6 +43,8 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("rehost"),
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's own pages load their scripts from another site; api.console.reference is ours
+        redoc_url=None,
         generate_unique_id_function=lambda route: route.name,  # what generated clients call their functions
     )
     app.state.measures = Measures()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import Response
 
-from api.console import entrance, image_pages, job_actions, job_creation, job_pages, pages, source_pages
+from api.console import entrance, image_pages, job_actions, job_creation, job_pages, pages, reference, source_pages
 from api.console.pages import ConsoleRoute
 from api.console.rendering import assets
 from api.console.sessions import Sessions
@@ -20,7 +20,7 @@ def install_console(app: FastAPI) -> None:
     router = APIRouter(route_class=ConsoleRoute, include_in_schema=False)
     router.add_api_route("/static/{name}", static_file, methods=["GET"])
     app.include_router(router)
-    for module in (entrance, job_creation, job_pages, job_actions, source_pages, image_pages):
+    for module in (entrance, job_creation, job_pages, job_actions, source_pages, image_pages, reference):
         app.include_router(module.router)
     pages.install(app)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from typing import Any
 
 import pytest
@@ -183,6 +185,26 @@ def test_a_page_that_is_not_there_is_a_page_for_people_and_a_problem_for_program
         assert "NotFound" in page.text and "What to do" in page.text
     assert client.get("/nothing").headers["content-type"] == "application/problem+json"
     assert client.get("/v1/nothing", headers={"Accept": "text/html"}).json()["code"] == "Route.NotFound"
+
+
+def test_the_reference_of_the_api_is_whole_and_loads_nothing_from_elsewhere(client: TestClient) -> None:
+    answer = client.get("/docs")
+    assert answer.status_code == 200 and "default-src 'self'" in answer.headers["content-security-policy"]
+    assert re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', answer.text) == []
+    document = client.get("/openapi.json").json()
+    text = html.unescape(answer.text)
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert f"<code>{method.upper()} {path}</code>" in text
+            assert all(
+                f"<code>?{one['name']}</code>" in text
+                for one in operation.get("parameters", [])
+                if one["in"] == "query"
+            )
+    names = set(re.findall(r'href="#(\w+)"', answer.text)) - {"main"}
+    assert names and names <= set(document["components"]["schemas"])
+    assert all(f'id="{name}"' in answer.text for name in document["components"]["schemas"])
+    assert client.get("/redoc").status_code == 404
 
 
 def test_a_job_shows_its_state_its_error_and_its_next_step(
