@@ -79,12 +79,17 @@ async def get_form(request: Request, visitor: Annotated[Visitor, Depends(get_vis
     return form
 
 
+def check_scope(visitor: Visitor, scope: str) -> None:
+    """Raises Forbidden where the visitor's key does not have that scope."""
+    if not visitor.may(scope):
+        raise Forbidden(reason=f"the key that you logged in with has the scope {visitor.scope}, not {scope}")
+
+
 def needs(scope: str) -> Any:
     """A dependency that raises Forbidden where the visitor's key does not have that scope."""
 
     def check(visitor: Annotated[Visitor, Depends(get_visitor)]) -> None:
-        if not visitor.may(scope):
-            raise Forbidden(reason=f"the key that you logged in with has the scope {visitor.scope}, not {scope}")
+        check_scope(visitor, scope)
 
     return Depends(check)
 

@@ -77,7 +77,7 @@ def download_archive(id: str, request: Request, visitor: TheVisitor, catalog: Th
     return download(id, archive_file(catalog.image(id)), request)
 
 
-@router.post("/images/{id}/use", dependencies=[needs("run")])
+@router.post("/images/{id}/use", dependencies=[needs("admin")])
 def mark_image(id: str, visitor: TheVisitor, form: TheForm, catalog: TheCatalog) -> Response:
     """Mark the image as used, or no longer."""
     wanted = form.get("in_use") == "true"

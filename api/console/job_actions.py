@@ -9,13 +9,13 @@ from starlette.responses import Response
 
 from api import actions, launch
 from api.console import views
-from api.console.access import TheForm, TheVisitor, needs
+from api.console.access import TheForm, TheVisitor, check_scope, needs
 from api.console.pages import ConsoleRoute, failed, gone_to, local_path, page
 from api.console.sessions import Flash
 from api.dependencies import TheCatalog, TheOrchestration, TheSettings
 from api.routers.batch import MAX_BATCH, Batch, start_jobs, stop_jobs
 from rehost.catalog.states import USER_ACTIONS, Action
-from rehost.errors import Forbidden, JobNotFound, RehostError, RouteNotFound
+from rehost.errors import JobNotFound, RehostError, RouteNotFound
 
 router = APIRouter(route_class=ConsoleRoute, include_in_schema=False)
 
@@ -61,6 +61,7 @@ def confirm(id: str, action: str, request: Request, visitor: TheVisitor, catalog
     asked = next((one for one in views.actions(job) if one.name == action), None)
     if asked is None:
         raise RouteNotFound(method="GET", path=request.url.path)
+    check_scope(visitor, asked.scope)
     return page(request, visitor, "confirm.html", subject=job.name, address=f"/jobs/{id}", action=asked)
 
 
@@ -79,9 +80,7 @@ def act_on_one(
     if action not in set(USER_ACTIONS):
         raise RouteNotFound(method="POST", path=request.url.path)
     wanted = Action(action)
-    needed = views.scope_of(wanted)
-    if not visitor.may(needed):
-        raise Forbidden(reason=f"the key that you logged in with has the scope {visitor.scope}, not {needed}")
+    check_scope(visitor, views.scope_of(wanted))
     job = catalog.job(id)
     try:
         if wanted is Action.START:

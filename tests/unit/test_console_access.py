@@ -150,6 +150,9 @@ def test_a_key_that_may_only_look_has_no_buttons_and_one_that_may_run_deletes_no
             data = {"_token": shown[0].token()}
             answer = open_console.post(f"/jobs/{job.id}/{action}", data=data, headers=HERE)
             assert answer.status_code == 403 and f"has the scope {scope}" in answer.text
+            assert open_console.get(f"/jobs/{job.id}/{action}").status_code == 403  # nor is one asked whether to
+        mark = open_console.post("/images/m-0/use", data={"_token": shown[0].token(), "in_use": "true"}, headers=HERE)
+        assert mark.status_code == (404 if scope is Scope.ADMIN else 403)  # as PATCH /v1/images/{id}
         if scope is Scope.READ:
             assert posts == {"/logout"}
         assert (f"/jobs/{job.id}/start" in posts) == (scope is not Scope.READ)
