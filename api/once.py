@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
@@ -14,7 +15,7 @@ from api.dependencies import TheCatalog
 from api.etags import JobAnswer
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.faults import Fault, raise_faults
-from rehost.catalog.idempotency import Answer
+from rehost.catalog.idempotency import ABANDONED, Answer
 
 _MAX_KEY = 64
 
@@ -28,16 +29,23 @@ class Once:
         self._key = key
 
     def answer(
-        self, body: BaseModel, make: Callable[[], tuple[BaseModel, str | None]], *, status: int = 201
+        self,
+        body: BaseModel,
+        make: Callable[[], tuple[BaseModel, str | None]],
+        *,
+        status: int = 201,
+        abandoned: timedelta = ABANDONED,
     ) -> Response:
         """That status with what `make` gives, and its location; or the first answer to the same request.
+
+        `abandoned` is longer than `make` takes.
 
         Raises IdempotencyKeyReused, IdempotencyKeyBusy, and what `make` raises: then the key is free again.
         """
         if self._key is None:
             return _response(_made(status, *make()))
         fingerprint = hashlib.sha256(f"{self._what}\n{body.model_dump_json()}".encode()).hexdigest()
-        if (first := self._catalog.reserve_key(self._key, fingerprint)) is not None:
+        if (first := self._catalog.reserve_key(self._key, fingerprint, abandoned=abandoned)) is not None:
             return _response(first, replayed=True)
         try:
             created = _made(status, *make())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request
@@ -26,6 +27,8 @@ _SOURCES = "name,host,port,user,identity_file,tags\nweb1,web1.example.org,22,roo
 _JOBS = "source,name,formats,container,interval_hours,execution,tags\nweb1,shop,qcow2;raw,shop/web1:v1,24,now,\n"
 
 
+# A thousand servers that do not answer, sixteen at once, take a quarter of an hour; slow ones take longer.
+_ABANDONED = timedelta(hours=3)
 # Of the file as a whole: what is wrong with a row is in the answer.
 _ERRORS = (IdempotencyKeyBusy, IdempotencyKeyReused, InvalidParameter, MediaTypeUnsupported)
 
@@ -61,6 +64,7 @@ def import_sources(
         _File(csv=file.decode("latin-1")),
         lambda: (imports.import_sources(file, catalog, dry_run=dry_run), None),
         status=200,
+        abandoned=_ABANDONED,
     )
 
 
@@ -81,4 +85,5 @@ def import_jobs(
         _File(csv=file.decode("latin-1")),
         lambda: (imports.import_jobs(file, catalog, orchestration, settings, moment, dry_run=dry_run), None),
         status=200,
+        abandoned=_ABANDONED,
     )

@@ -14,7 +14,7 @@ from rehost.catalog.tables import IdempotencyRow
 from rehost.errors import IdempotencyKeyBusy, IdempotencyKeyReused
 
 _KEPT = timedelta(days=7)
-_ABANDONED = timedelta(minutes=15)  # longer than any request takes: whoever held the key has died
+ABANDONED = timedelta(minutes=15)  # longer than a request takes that makes one thing: whoever held the key has died
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,11 @@ class IdempotencyKeys:
 
     _database: Database
 
-    def reserve_key(self, key: str, fingerprint: str) -> Answer | None:
+    def reserve_key(self, key: str, fingerprint: str, *, abandoned: timedelta = ABANDONED) -> Answer | None:
         """The first answer to this request; or None: the key is taken for it now, and must be settled or released.
 
-        Raises IdempotencyKeyReused for another request, IdempotencyKeyBusy while the first is being answered.
+        After `abandoned` a request without an answer is taken to be lost. Raises IdempotencyKeyReused for another
+        request, IdempotencyKeyBusy while the first is being answered.
         """
         try:
             with self._database.write() as session:
@@ -48,7 +49,7 @@ class IdempotencyKeys:
                     raise IdempotencyKeyReused(key=key)
                 if row.status is not None and row.body is not None:
                     return Answer(row.status, row.body, row.location)
-                if row.created_at > moment - _ABANDONED:
+                if row.created_at > moment - abandoned:
                     raise IdempotencyKeyBusy(key=key)
                 row.created_at = moment
                 return None

@@ -13,8 +13,9 @@ from fastapi.testclient import TestClient
 
 from api import imports as importing
 from api.models import SourceSpec
-from rehost.catalog import imports, sheet
+from rehost.catalog import idempotency, imports, sheet
 from rehost.catalog.catalog import Catalog
+from rehost.catalog.database import now
 from rehost.errors import InvalidParameter, SourceUnreachable
 from rehost.source.connect import PathConnection
 from rehost.source.inventory import Inventory
@@ -160,6 +161,23 @@ def test_the_same_file_with_the_same_key_makes_nothing_twice(client: TestClient,
     other = client.post("/v1/jobs/import", content="source\nx\n", headers={**CSV, "Idempotency-Key": "k1"})
     refused(other, 422, "IdempotencyKey.Reused")
     assert client.get("/v1/jobs").json()["total"] == 1
+
+
+def test_a_file_that_takes_an_hour_is_not_done_twice(
+    client: TestClient, source_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, headers = f"source,execution\n{source_id},create_only\n", {**CSV, "Idempotency-Key": "k1"}
+    done = importing.import_jobs
+    answers: list[Any] = []
+
+    def take_an_hour(*given: Any, **named: Any) -> Any:
+        monkeypatch.setattr(idempotency, "now", lambda: now() + timedelta(hours=1))
+        answers.append(client.post("/v1/jobs/import", content=text, headers=headers))
+        return done(*given, **named)
+
+    monkeypatch.setattr(importing, "import_jobs", take_an_hour)
+    assert outcomes(sent(client, "jobs", text, key="k1")) == [(2, "created")]
+    refused(answers[0], 409, "IdempotencyKey.Busy")
 
 
 def add(catalog: Catalog, name: str) -> str:
