@@ -24,7 +24,6 @@ from rehost.errors import (
     RangeNotSatisfiable,
     RehostError,
     RouteNotFound,
-    TooManyRequests,
     Unauthenticated,
     UnexpectedFault,
 )
@@ -32,6 +31,7 @@ from rehost.errors import (
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+_RETRY_SECONDS = 5
 
 
 class FieldFault(BaseModel):
@@ -79,16 +79,20 @@ def problem_of(error: RehostError, path: str) -> Problem:
 def problem(error: RehostError, path: str) -> Response:
     """The answer to a request that failed with this error."""
     body = problem_of(error, path)
-    headers = {}
+    headers: dict[str, str] = {}
     if isinstance(error, Unauthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.facts['size']}"
-    if error.http_status == 503:
-        headers["Retry-After"] = "5"
-    if isinstance(error, TooManyRequests):
-        headers["Retry-After"] = str(error.facts["retry_after"])
+    headers |= retry_after(error)
     return JSONResponse(body.model_dump(), error.http_status, headers, MEDIA_TYPE)
+
+
+def retry_after(error: RehostError) -> dict[str, str]:
+    """When the same request can be granted, as a header; empty where time alone changes nothing."""
+    if error.http_status not in (429, 503):
+        return {}
+    return {"Retry-After": str(error.facts.get("retry_after", _RETRY_SECONDS))}
 
 
 def install(app: FastAPI) -> None:

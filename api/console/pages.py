@@ -17,6 +17,7 @@ from api.console.access import COOKIE, Visitor
 from api.console.rendering import render
 from api.console.sessions import LIFE_SECONDS, Flash, Session
 from api.once import Once
+from api.problems import retry_after
 from rehost.catalog.catalog import Catalog
 from rehost.errors import InvalidParameter, RehostError, RouteNotFound, Unauthenticated, UnexpectedFault
 
@@ -129,8 +130,7 @@ def error_page(request: Request, error: RehostError) -> Response:
     """The page that tells an error: its code, what happened, what to do."""
     values = {"error": error, "faults": [fault[:2] for fault in error.facts.get("errors", [])]}
     response = page(request, None, "error.html", status_code=error.http_status, **values)
-    if error.http_status == 503:
-        response.headers["Retry-After"] = "5"
+    response.headers.update(retry_after(error))
     return response
 
 

@@ -83,7 +83,9 @@ def test_what_cannot_be_followed_is_refused_before_anything_is_sent(
     refused(client.get(f"/v1/jobs/{job['id']}/events?follow=true"), 422, "InvalidParameter")
     refused(client.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "x" * 101}), 422, "InvalidParameter")
     monkeypatch.setattr(events, "MAX_STREAMS", 0)
-    refused(client.get(f"/v1/jobs/{job['id']}/events"), 429, "Streams.TooMany")
+    answer = client.get(f"/v1/jobs/{job['id']}/events")
+    refused(answer, 429, "Streams.TooMany")
+    assert answer.headers["retry-after"] == "5"
 
 
 def test_events_tell_of_changes_until_the_run_has_ended(
