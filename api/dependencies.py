@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
@@ -122,13 +122,18 @@ def get_place(
 def refuse_unknown_parameters(request: Request) -> None:
     """Raises InvalidParameter for query parameters that the route does not have, and for a NUL in one that it has."""
     known = set(_query_names(request.scope["route"].dependant))
-    faults: dict[str, Fault] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in known:
-            faults.setdefault(name, Fault(f"?{name}", "is no parameter of this request"))
-        elif "\0" in value:  # PostgreSQL has no such text
-            faults.setdefault(name, Fault(f"?{name}", "has a NUL"))
-    raise_faults(list(faults.values()))
+    unknown = dict.fromkeys(name for name in request.query_params if name not in known)
+    raise_faults([*(Fault(f"?{name}", "is no parameter of this request") for name in unknown), *_nuls(request, known)])
+
+
+def refuse_nul(request: Request) -> None:
+    """Raises InvalidParameter for a NUL in a query parameter."""
+    raise_faults(_nuls(request, set(request.query_params)))
+
+
+def _nuls(request: Request, known: Collection[str]) -> list[Fault]:
+    names = (name for name, value in request.query_params.multi_items() if name in known and "\0" in value)
+    return [Fault(f"?{name}", "has a NUL") for name in dict.fromkeys(names)]  # PostgreSQL has no such text
 
 
 def _query_names(dependant: Dependant) -> Iterator[str]:

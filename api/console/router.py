@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.responses import Response
 
 from api.console import entrance, image_pages, job_actions, job_creation, job_pages, pages, reference, source_pages
 from api.console.pages import ConsoleRoute
 from api.console.rendering import assets
 from api.console.sessions import Sessions
+from api.dependencies import refuse_nul
 from rehost.errors import RouteNotFound
 
 _A_YEAR = "public, max-age=31536000, immutable"
@@ -21,7 +22,7 @@ def install_console(app: FastAPI) -> None:
     router.add_api_route("/static/{name}", static_file, methods=["GET"])
     app.include_router(router)
     for module in (entrance, job_creation, job_pages, job_actions, source_pages, image_pages, reference):
-        app.include_router(module.router)
+        app.include_router(module.router, dependencies=[Depends(refuse_nul)])
     pages.install(app)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Body
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from api import launch
 from api.dependencies import TheCatalog, TheOrchestration
 from api.problems import Problem, problem_of, responses
+from rehost.catalog.names import check_no_nul
 from rehost.catalog.records import Job
 from rehost.errors import OrchestrationAway, RehostError
 from rehost.ids import new_id
@@ -27,7 +28,7 @@ class Batch(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     job_ids: Annotated[
-        tuple[Annotated[str, Field(max_length=64)], ...],
+        tuple[Annotated[str, Field(max_length=64), AfterValidator(check_no_nul)], ...],
         Field(max_length=MAX_BATCH, json_schema_extra={"minItems": 1, "uniqueItems": True}),
     ]
 

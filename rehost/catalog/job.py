@@ -281,8 +281,8 @@ class HookCommands(SpecRecord):
 class JobSpec(SpecRecord):
     """The request that makes a job."""
 
-    source_id: Annotated[str, Field(min_length=1, max_length=64)]
-    region_id: Annotated[str, Field(min_length=1, max_length=128)]
+    source_id: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(check_no_nul)]
+    region_id: Annotated[str, Field(min_length=1, max_length=128), AfterValidator(check_no_nul)]
     name: Name | None = Field(None, description="unique in the region; default: made of the hostname")
     description: Description | None = None
     targets: Targets = Targets(image=ImageTarget())

@@ -277,7 +277,7 @@ def main(argv: list[str]) -> int:
     try:
         with services(configured, stop, say) as running:
             if not stop.is_set():
-                say(f"ready. API and docs: {base_url(configured)}/docs")
+                say(f"ready. Console: {base_url(configured)}/ (the API: {base_url(configured)}/docs)")
                 say(f"Prefect UI: {prefect_environment(configured)['PREFECT_API_URL'].removesuffix('/api')}")
             while not stop.wait(0.5):
                 running.mend()

@@ -92,9 +92,10 @@ def test_a_queued_job_whose_turn_prefect_does_not_take_stays_queued(
         (["j-1"] * 2, "/job_ids"),
         ([f"j-{n}" for n in range(51)], "/job_ids"),
         (["j" * 65], "/job_ids/0"),
+        (["j\0"], "/job_ids/0"),
         ("j-1", "/job_ids"),
     ],
-    ids=["none", "twice", "51", "no id", "no list"],
+    ids=["none", "twice", "51", "no id", "a NUL", "no list"],
 )
 @pytest.mark.parametrize("verb", ["start", "stop"])
 def test_one_to_fifty_jobs_are_named_each_once(client: TestClient, verb: str, ids: Any, pointer: str) -> None:

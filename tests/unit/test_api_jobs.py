@@ -263,3 +263,9 @@ def test_a_fault_with_a_code_of_its_own_answers_that_code(client: TestClient, so
     body = job_body(source_id, disks={"data": [{"index": 3}]})
     problem = refused(client.post("/v1/jobs", json=body), 422, "DataDiskIndex.Invalid")
     assert problem["errors"][0]["pointer"] == "/disks/data/0/index"
+
+
+@pytest.mark.parametrize("name", ["source_id", "region_id"])
+def test_an_id_with_a_nul_is_refused_before_the_catalog_is_asked(client: TestClient, source_id: str, name: str) -> None:
+    problem = refused(client.post("/v1/jobs", json=job_body(source_id) | {name: "x\0"}), 422, "InvalidParameter")
+    assert [fault["pointer"] for fault in problem["errors"]] == [f"/{name}"]

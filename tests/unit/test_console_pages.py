@@ -207,6 +207,11 @@ def test_the_reference_of_the_api_is_whole_and_loads_nothing_from_elsewhere(clie
     assert client.get("/redoc").status_code == 404
 
 
+def test_an_address_with_a_nul_is_refused_before_the_catalog_is_asked(client: TestClient, job: Job) -> None:
+    for path in ("/?q=%00", "/sources?q=a%00", f"/jobs/{job.id}/log?run_id=%00", "/jobs/new?source_id=%00"):
+        assert "InvalidParameter" in client.get(path).text and client.get(path).status_code == 422
+
+
 def test_a_job_shows_its_state_its_error_and_its_next_step(
     client: TestClient, catalog: Catalog, job: Job, image: Image, verification: VerificationRecord
 ) -> None:
