@@ -14,7 +14,7 @@ demo: setup ## Migrate a real Debian server end to end through Prefect; the last
 	@$(PYTHON) -m demo
 
 test: setup lint ## Run every test; what is skipped is listed with its reason
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --durations 25
 
 up: setup ## Run Prefect, the worker and the API in the foreground
 	@.venv/bin/rehost up
