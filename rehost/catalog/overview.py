@@ -29,7 +29,7 @@ class Overview(Jobs):
         """How many sources and images there are."""
         with self._database.read() as session:
             sources = session.scalar(select(func.count()).select_from(SourceRow)) or 0
-            images = session.scalar(select(func.count()).select_from(ImageRow)) or 0
+            images = session.scalar(select(func.count()).where(ImageRow.deleted_at.is_(None))) or 0
         return sources, images
 
     def source_names(self, ids: set[str]) -> dict[str, str]:
