@@ -19,12 +19,12 @@ from rehost.images.removal import remove_deleted
 from rehost.settings import Settings
 
 
-def verify_job(catalog: Catalog, orchestration: Orchestration, job_id: str) -> Job:
+def verify_job(catalog: Catalog, orchestration: Orchestration, job_id: str, *, expected: int | None = None) -> Job:
     """Have the newest images of the job tested again.
 
-    Raises JobNotFound, JobInvalidStatus, VerificationUnderWay, JobNoImage, OrchestrationAway.
+    Raises JobNotFound, PreconditionFailed, JobInvalidStatus, VerificationUnderWay, JobNoImage, OrchestrationAway.
     """
-    ids = [test.id for test in catalog.ask_verification(job_id)]
+    ids = [test.id for test in catalog.ask_verification(job_id, expected=expected)]
     job = catalog.job(job_id)
     try:
         flow_run_id = await_here(
@@ -43,14 +43,17 @@ def verify_job(catalog: Catalog, orchestration: Orchestration, job_id: str) -> J
     return catalog.job(job_id)
 
 
-def cut_over_job(catalog: Catalog, orchestration: Orchestration, job_id: str, *, sync: bool) -> Job:
+def cut_over_job(
+    catalog: Catalog, orchestration: Orchestration, job_id: str, *, sync: bool, expected: int | None = None
+) -> Job:
     """The server moves: with `sync` after one last run, else now. No schedule starts the job again.
 
-    Raises JobNotFound, JobInvalidStatus; with `sync` OrchestrationAway, else JobNoImage, ImageNotVerified.
+    Raises JobNotFound, PreconditionFailed, JobInvalidStatus; with `sync` OrchestrationAway, else JobNoImage,
+    ImageNotVerified.
     """
     if sync:
-        return launch.start_job(catalog, orchestration, job_id, kind=RunKind.CUT_OVER)
-    catalog.cut_over(job_id)
+        return launch.start_job(catalog, orchestration, job_id, kind=RunKind.CUT_OVER, expected=expected)
+    catalog.cut_over(job_id, expected=expected)
     with contextlib.suppress(OrchestrationAway):
         _out_of_prefect(catalog, orchestration, job_id)
         job = catalog.job(job_id)
@@ -60,14 +63,20 @@ def cut_over_job(catalog: Catalog, orchestration: Orchestration, job_id: str, *,
 
 
 def delete_job(
-    catalog: Catalog, orchestration: Orchestration, settings: Settings, job_id: str, *, images: bool = False
+    catalog: Catalog,
+    orchestration: Orchestration,
+    settings: Settings,
+    job_id: str,
+    *,
+    images: bool = False,
+    expected: int | None = None,
 ) -> None:
     """Remove the job with all that hangs on it; its images only where that is asked for.
 
     Where something has to be taken off its server first, or Prefect is away, it is Deleting until that is done.
-    Raises JobNotFound, JobInvalidStatus; with `images` ImageInUse, and then nothing is done.
+    Raises JobNotFound, PreconditionFailed, JobInvalidStatus; with `images` ImageInUse, and then nothing is done.
     """
-    job = catalog.begin_removal(job_id, images=images)
+    job = catalog.begin_removal(job_id, images=images, expected=expected)
     if images:
         remove_deleted(catalog, settings)
     with contextlib.suppress(OrchestrationAway, JobNotFound):  # not found: housekeeping was faster

@@ -72,4 +72,3 @@ def expected_version(
 
 
 ExpectedVersion = Annotated[int | None, Depends(expected_version)]
-IfMatch = Depends(expected_version)

@@ -56,13 +56,14 @@ def start_job(
     *,
     kind: RunKind = RunKind.MANUAL,
     batch_id: str | None = None,
+    expected: int | None = None,
 ) -> Job:
     """Begin a run of the job, or queue it where no place is free.
 
-    `batch_id` is that of a request that starts several jobs at once. Raises JobNotFound, JobInvalidStatus,
-    OrchestrationAway.
+    `batch_id` is that of a request that starts several jobs at once, `expected` the version that the job has to
+    have. Raises JobNotFound, PreconditionFailed, JobInvalidStatus, OrchestrationAway.
     """
-    run = catalog.begin_run(job_id, kind=kind, batch_id=batch_id)
+    run = catalog.begin_run(job_id, kind=kind, batch_id=batch_id, expected=expected)
     job = catalog.job(job_id)
     try:
         _schedule(catalog, orchestration, job)
@@ -97,14 +98,14 @@ def _ask(catalog: Catalog, orchestration: Orchestration, run: Run, job: Job) -> 
     )
 
 
-def stop_job(catalog: Catalog, orchestration: Orchestration, job_id: str) -> Job:
+def stop_job(catalog: Catalog, orchestration: Orchestration, job_id: str, *, expected: int | None = None) -> Job:
     """Stop the job: a waiting one is Stopped at once, a syncing one when its flow run has ended.
 
     A queued one leaves the queue.
 
-    Raises JobNotFound, JobInvalidStatus, JobInvalidBusinessStatus, OrchestrationAway.
+    Raises JobNotFound, PreconditionFailed, JobInvalidStatus, JobInvalidBusinessStatus, OrchestrationAway.
     """
-    run = catalog.request_stop(job_id)
+    run = catalog.request_stop(job_id, expected=expected)
     if run is not None:
         try:
             if run.flow_run_id is not None:

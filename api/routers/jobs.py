@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from api import actions, change, launch, look
 from api.dependencies import TheCatalog, TheMoment, TheOrchestration, ThePlace, TheSettings
-from api.etags import MAX_HEADER, ExpectedVersion, IfMatch, JobAnswer, etag, is_unmodified
+from api.etags import MAX_HEADER, ExpectedVersion, JobAnswer, etag, is_unmodified
 from api.models import CutOver, ImageAnswer, image_answer
 from api.once import TheOnce
 from api.problems import responses
@@ -188,49 +188,47 @@ def change_job(
     return change.change_job(catalog, orchestration, id, patch, moment, expected=expected)
 
 
-@router.post(
-    "/{id}/start", dependencies=[IfMatch], responses=responses(JobNotFound, JobInvalidStatus, OrchestrationAway)
-)
-def start_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
+@router.post("/{id}/start", responses=responses(JobNotFound, JobInvalidStatus, OrchestrationAway))
+def start_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration, expected: ExpectedVersion) -> Job:
     """Begin a run. After a stop or a failure it goes on from what already arrived."""
-    return launch.start_job(catalog, orchestration, id)
+    return launch.start_job(catalog, orchestration, id, expected=expected)
 
 
 @router.post(
     "/{id}/stop",
-    dependencies=[IfMatch],
     responses=responses(JobNotFound, JobInvalidStatus, JobInvalidBusinessStatus, OrchestrationAway),
 )
-def stop_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
+def stop_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration, expected: ExpectedVersion) -> Job:
     """Stop a job that is syncing or waiting. A syncing one is Stopped when its programs have ended."""
-    return launch.stop_job(catalog, orchestration, id)
+    return launch.stop_job(catalog, orchestration, id, expected=expected)
 
 
 @router.post(
     "/{id}/verify",
-    dependencies=[IfMatch],
     responses=responses(JobNotFound, JobInvalidStatus, VerificationUnderWay, JobNoImage, OrchestrationAway),
 )
-def verify_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration) -> Job:
+def verify_job(id: str, catalog: TheCatalog, orchestration: TheOrchestration, expected: ExpectedVersion) -> Job:
     """Test the newest images again. The job keeps its state; `latest_verification` tells how the test stands."""
-    return actions.verify_job(catalog, orchestration, id)
+    return actions.verify_job(catalog, orchestration, id, expected=expected)
 
 
 @router.post(
     "/{id}/cut-over",
-    dependencies=[IfMatch],
     responses=responses(JobNotFound, JobInvalidStatus, JobNoImage, ImageNotVerified, OrchestrationAway),
 )
 def cut_over_job(
-    id: str, catalog: TheCatalog, orchestration: TheOrchestration, order: Annotated[CutOver | None, Body()] = None
+    id: str,
+    catalog: TheCatalog,
+    orchestration: TheOrchestration,
+    expected: ExpectedVersion,
+    order: Annotated[CutOver | None, Body()] = None,
 ) -> Job:
     """The server moves: the job is Finished with the images that it has, or after one last run. Its schedule goes."""
-    return actions.cut_over_job(catalog, orchestration, id, sync=order is not None and order.sync)
+    return actions.cut_over_job(catalog, orchestration, id, sync=order is not None and order.sync, expected=expected)
 
 
 @router.delete(
     "/{id}",
-    dependencies=[IfMatch],
     status_code=204,
     response_class=Response,
     responses=responses(JobNotFound, JobInvalidStatus, ImageInUse),
@@ -240,10 +238,11 @@ def delete_job(
     catalog: TheCatalog,
     orchestration: TheOrchestration,
     settings: TheSettings,
+    expected: ExpectedVersion,
     images: Annotated[bool, Query(description="its images too; refused where one of them is in use")] = False,
 ) -> None:
     """Remove the job, its runs and verifications, its schedule and its change tracker. Its images stay unless asked."""
-    actions.delete_job(catalog, orchestration, settings, id, images=images)
+    actions.delete_job(catalog, orchestration, settings, id, images=images, expected=expected)
 
 
 @router.get("/{id}/runs", responses=responses(JobNotFound))

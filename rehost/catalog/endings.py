@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from rehost.catalog.database import Database, now
 from rehost.catalog.image_care import mark_deleted
 from rehost.catalog.job import JobSpec
-from rehost.catalog.jobs import Jobs, job_row, locked_job
+from rehost.catalog.jobs import Jobs, check_version, job_row, locked_job
 from rehost.catalog.proof import missing_of
 from rehost.catalog.records import Job
 from rehost.catalog.standing import DELETED_AFTER
@@ -48,13 +48,15 @@ class Endings:
 
     _database: Database
 
-    def cut_over(self, job_id: str) -> None:
+    def cut_over(self, job_id: str, *, expected: int | None = None) -> None:
         """The server has moved: a waiting job is Finished with the images that it has, and no schedule starts it again.
 
-        Raises JobNotFound, JobInvalidStatus; JobNoImage where an image that was asked for is not there any more, and
-        ImageNotVerified where its newest test did not pass.
+        Raises JobNotFound, PreconditionFailed for a job of another version than the expected one, JobInvalidStatus;
+        JobNoImage where an image that was asked for is not there any more, and ImageNotVerified where its newest test
+        did not pass.
         """
         with self._database.write() as session:
+            check_version(session, job_id, expected)
             job = locked_job(session, job_id)
             check_action(job_id, Action.CUT_OVER, job.status, job.business_status)
             if _run_under_way(session, job_id):
@@ -68,13 +70,15 @@ class Endings:
                 raise ImageNotVerified(id=job_id, missing=", ".join(missing.proofs))
             job.status, job.ended_at, job.version = JobStatus.FINISHED, now(), job.version + 1
 
-    def begin_removal(self, job_id: str, *, images: bool = False) -> Job:
+    def begin_removal(self, job_id: str, *, images: bool = False, expected: int | None = None) -> Job:
         """The job is being deleted from now on; the job as it was. A run of it that waits for its turn is taken back.
 
         With `images` its images are deleted with it, as ImageCare.delete_images does; where one is in use ImageInUse is
-        raised and nothing is changed. Raises JobNotFound, JobInvalidStatus.
+        raised and nothing is changed. Raises JobNotFound, PreconditionFailed for a job of another version than the
+        expected one, JobInvalidStatus.
         """
         with self._database.write() as session:
+            check_version(session, job_id, expected)
             job = locked_job(session, job_id)
             check_action(job_id, Action.DELETE, job.status, job.business_status)
             assert isinstance(self, Jobs)

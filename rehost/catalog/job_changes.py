@@ -13,13 +13,12 @@ from rehost.catalog import rules
 from rehost.catalog.changes import Decision, decide
 from rehost.catalog.faults import Fault, raise_faults
 from rehost.catalog.job import JobSpec
-from rehost.catalog.jobs import Jobs, filled, image_name_of, job_row, locked_job, name_conflicts
+from rehost.catalog.jobs import Jobs, check_version, filled, image_name_of, job_row, locked_job, name_conflicts
 from rehost.catalog.queue import queued_jobs
 from rehost.catalog.records import Job
 from rehost.catalog.sources import source_row
 from rehost.catalog.states import ENDED, JobStatus
 from rehost.catalog.tables import JobRow, JobTagRow
-from rehost.errors import PreconditionFailed
 from rehost.regions.regions import region
 from rehost.source.inventory import Inventory
 
@@ -46,10 +45,8 @@ class JobChanges(Jobs):
         for attempt in range(2):
             try:
                 with self._database.write() as session:
-                    row = locked_job(session, id)
-                    if expected is not None and row.version != expected:
-                        raise PreconditionFailed(what=f"job {id}", version=row.version, wanted=expected)
-                    return self._change(session, row, patch, moment)
+                    check_version(session, id, expected)
+                    return self._change(session, locked_job(session, id), patch, moment)
             except IntegrityError:  # another writer took the name first (PostgreSQL); the second look tells so
                 if attempt:
                     raise

@@ -37,6 +37,7 @@ from rehost.errors import (
     JobNameDuplicate,
     JobNotFound,
     JobQuotaExceeded,
+    PreconditionFailed,
     SourceHasUnfinishedJob,
     SourceNotFound,
     SourceStateInvalid,
@@ -356,6 +357,15 @@ def locked_job(session: Session, id: str) -> JobRow:
     if row is None:
         raise JobNotFound(id=id)
     return row
+
+
+def check_version(session: Session, id: str, expected: int | None) -> None:
+    """Raises PreconditionFailed for a job of another version than the expected one (None: any will do), JobNotFound.
+
+    The version cannot move any more before this transaction ends.
+    """
+    if expected is not None and (version := locked_job(session, id).version) != expected:
+        raise PreconditionFailed(what=f"job {id}", version=version, wanted=expected)
 
 
 def touch(session: Session, id: str) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from rehost.catalog.database import Database, held, now
 from rehost.catalog.job import ExecuteAt, JobSpec
-from rehost.catalog.jobs import job_row
+from rehost.catalog.jobs import check_version, job_row
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.proof import missing_of
 from rehost.catalog.queue import lock_queue, turns
@@ -61,12 +61,17 @@ class Runs:
 
     # --- a run begins ---------------------------------------------------------------------------------------------
 
-    def begin_run(self, job_id: str, *, kind: RunKind | str, batch_id: str | None = None) -> Run:
+    def begin_run(
+        self, job_id: str, *, kind: RunKind | str, batch_id: str | None = None, expected: int | None = None
+    ) -> Run:
         """Make a pending run, and move the job to Running, Preparing if a place is free; else the job is queued.
 
-        `batch_id` is that of the request that starts several jobs at once. Raises JobNotFound, JobInvalidStatus.
+        `batch_id` is that of the request that starts several jobs at once. Raises JobNotFound, PreconditionFailed for a
+        job of another version than the expected one, JobInvalidStatus.
         """
         with self._database.write() as session:
+            lock_queue(session)
+            check_version(session, job_id, expected)
             return run_records(session, [self._begin(session, job_id, RunKind(kind), None, batch_id)])[0]
 
     def attach_flow_run(self, run_id: str, flow_run_id: str) -> None:
@@ -198,14 +203,16 @@ class Runs:
                 .limit(1)
             ).first()
 
-    def request_stop(self, job_id: str) -> Run | None:
+    def request_stop(self, job_id: str, *, expected: int | None = None) -> Run | None:
         """A user wants the job to stop. The run to cancel; or None: the job waited and is Stopped now.
 
         A queued job leaves the queue; it is what it was, but for Waiting, which becomes Stopped as ever. Raises
-        JobNotFound, JobInvalidStatus (Running and Waiting are allowed), JobInvalidBusinessStatus (Syncing is).
+        JobNotFound, PreconditionFailed for a job of another version than the expected one, JobInvalidStatus (Running
+        and Waiting are allowed), JobInvalidBusinessStatus (Syncing is).
         """
         with self._database.write() as session:
             lock_queue(session)
+            check_version(session, job_id, expected)
             job = job_row(session, job_id)
             left = job.status != JobStatus.RUNNING and (row := _run_under_way(session, job_id)) is not None
             if left:

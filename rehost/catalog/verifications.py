@@ -13,7 +13,7 @@ from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
 from rehost.catalog.database import Database, held, now
-from rehost.catalog.jobs import job_row, locked_job, touch
+from rehost.catalog.jobs import check_version, job_row, locked_job, touch
 from rehost.catalog.paging import DEFAULT_LIMIT, page
 from rehost.catalog.records import Page, VerificationRecord
 from rehost.catalog.states import TESTED_NOW, Action, RunStatus, VerificationStatus, check_action
@@ -31,12 +31,14 @@ class Verifications:
 
     # --- asked for by a user --------------------------------------------------------------------------------------
 
-    def ask_verification(self, job_id: str) -> list[VerificationRecord]:
+    def ask_verification(self, job_id: str, *, expected: int | None = None) -> list[VerificationRecord]:
         """The images of the newest run that succeeded are to be tested again: a pending record for each test.
 
-        Raises JobNotFound, JobInvalidStatus, VerificationUnderWay, and JobNoImage where no such image exists any more.
+        Raises JobNotFound, PreconditionFailed for a job of another version than the expected one, JobInvalidStatus,
+        VerificationUnderWay, and JobNoImage where no such image exists any more.
         """
         with self._database.write() as session:
+            check_version(session, job_id, expected)
             job = locked_job(session, job_id)
             check_action(job_id, Action.VERIFY, job.status, job.business_status)
             other = session.scalars(_asked().where(VerificationRow.job_id == job_id).limit(1)).first()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
 from fastapi.testclient import TestClient
 
 from rehost.catalog.catalog import Catalog
@@ -74,3 +78,36 @@ def test_a_change_of_a_version_that_is_over_is_refused(
     now = {"If-Match": f'"7", {client.get(path).headers["etag"]}'}
     assert client.post(f"{path}/start", headers=now).status_code == 200
     assert client.patch(path, json={"description": "Any"}, headers={"If-Match": "*"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "action", "step"),
+    [
+        ("POST", "/start", "begin_run"),
+        ("POST", "/stop", "request_stop"),
+        ("POST", "/verify", "ask_verification"),
+        ("POST", "/cut-over", "cut_over"),
+        ("DELETE", "", "begin_removal"),
+    ],
+)
+def test_a_change_between_the_look_at_the_version_and_the_action_is_seen(
+    client: TestClient,
+    source_id: str,
+    orders: Orders,
+    catalog: Catalog,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    action: str,
+    step: str,
+) -> None:
+    job = created(client, source_id, execution={"mode": "create_only"})
+    act = getattr(catalog, step)
+
+    def somebody_was_faster(*given: Any, **named: Any) -> Any:
+        catalog.change_job(job["id"], {"description": "Theirs"}, datetime.now(UTC))
+        return act(*given, **named)
+
+    monkeypatch.setattr(catalog, step, somebody_was_faster)
+    seen = {"If-Match": f'"{job["version"]}"'}
+    refused(client.request(method, f"/v1/jobs/{job['id']}{action}", headers=seen), 412, "Precondition.Failed")
+    assert (catalog.job(job["id"]).status, orders.asked) == ("Ready", [])
