@@ -61,12 +61,15 @@ def _case(standing: Standing) -> Case:
 
 def _facts(standing: Standing) -> dict[str, str]:
     deleted_at = standing.expired_at and standing.expired_at + DELETED_AFTER
+    remedy = standing.error.remedy if standing.error else "Look at the log of the run."
+    if "start the job again" not in remedy.lower():  # most remedies end with it
+        remedy += " Then start the job again: it goes on from what arrived."
     return {
         "next_run_at": _time(standing.next_run_at),
         "wait": str(standing.wait) if standing.wait else "it begins in a moment",
         "deleted_at": _time(deleted_at),
         "error": standing.error.message if standing.error else "The last run failed.",
-        "remedy": standing.error.remedy if standing.error else "Look at the log of the run.",
+        "remedy": remedy,
     }
 
 
@@ -79,7 +82,6 @@ def _at(status: JobStatus, stage: BusinessStatus | None = None) -> Callable[[Sta
 
 
 _WATCH = "Wait; `rehost job watch` shows the progress."
-_GOES_ON = "then start the job again: it goes on from what arrived"
 
 CASES: tuple[Case, ...] = (
     Case("Deleting", _at(JobStatus.DELETING), "The job is being removed.", "Nothing; the job is on its way out."),
@@ -134,9 +136,9 @@ CASES: tuple[Case, ...] = (
         "InError, and a schedule goes on",
         lambda one: one.status is JobStatus.IN_ERROR and one.next_run_at is not None and not one.schedule_paused,
         "{error}",
-        f"{{remedy}} The schedule tries again at {{next_run_at}}; to be sooner, {_GOES_ON.removeprefix('then ')}.",
+        "{remedy} If you do not, the schedule tries again at {next_run_at}.",
     ),
-    Case("InError", _at(JobStatus.IN_ERROR), "{error}", f"{{remedy}} {_GOES_ON.capitalize()}."),
+    Case("InError", _at(JobStatus.IN_ERROR), "{error}", "{remedy}"),
     Case(
         "Stopped",
         _at(JobStatus.STOPPED),

@@ -109,6 +109,11 @@ def test_each_state_says_where_the_job_is_and_what_to_do_now(standing: Standing,
     assert step in next_step(standing)
 
 
+def test_a_remedy_that_ends_with_the_start_does_not_say_it_twice() -> None:
+    error = TOLD.model_copy(update={"remedy": "Make room, then start the job again."})
+    assert next_step(Standing(JobStatus.IN_ERROR, error=error)) == error.remedy
+
+
 def test_every_line_of_the_page_is_told_to_somebody() -> None:
     spoken = {next(case.when for case in CASES if case.fits(standing)) for standing, _, _ in STANDINGS}
     assert spoken == {case.when for case in CASES}
