@@ -17,6 +17,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from rehost.amounts import size_text
+
 _KEPT = "\n\t"
 _MEDIA_TYPES = {"css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8", "svg": "image/svg+xml"}
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
@@ -46,14 +48,7 @@ def _named(number: int) -> str:
 
 def size(amount: int | float | None) -> str:
     """Bytes for people."""
-    if amount is None:
-        return "–"
-    number = float(amount)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
+    return "–" if amount is None else size_text(amount)
 
 
 def span(seconds: float | None) -> str:

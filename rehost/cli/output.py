@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rehost.amounts import size_text
 from rehost.cli.client import Json
 
 
@@ -32,14 +33,7 @@ def plain(value: object) -> str:
 
 def size(value: object) -> str:
     """Bytes for people."""
-    if not isinstance(value, int):
-        return plain(value)
-    amount = float(value)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
+    return size_text(value) if isinstance(value, int) else plain(value)
 
 
 def print_json(value: Json) -> None:

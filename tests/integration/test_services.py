@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from demo.registry import free_port
 from rehost.catalog.catalog import Catalog
 from rehost.settings import Settings
 from tests.integration.conftest import Sshd
+from tests.support.running import wait_for
 from tests.support.small_server import cpio
 
 _MIB = 1 << 20
 _SLOW_KBPS = 4000
-_WAIT_SECONDS = 180.0
 
 
 class Services(Client):
@@ -107,16 +107,6 @@ def job_of(
         },
     )
     return job
-
-
-def wait_for(what: str, look: Callable[[], Any], seconds: float = _WAIT_SECONDS) -> Any:
-    """What `look` gives once it is true."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := look():
-            return found
-        time.sleep(0.2)
-    pytest.fail(f"no {what} within {seconds} s")
 
 
 def rested(client: Client, job_id: str) -> dict[str, Any]:
