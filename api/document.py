@@ -32,6 +32,7 @@ _TAGS = [
     {"name": "sources", "description": "Servers that can be moved, and what was discovered of them."},
     {"name": "jobs", "description": "What is asked for: a source, a region, images; once, at a time or on a schedule."},
     {"name": "images", "description": "What was made."},
+    {"name": "verifications", "description": "How images proved themselves, and what was seen."},
     {"name": "regions", "description": "The named destinations of images."},
     {"name": "health", "description": "Whether the services run, and figures of them."},
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from rehost.replication.open_store import open_place
 from rehost.settings import Settings
 
 CHECK_SECONDS = 10.0
+_STORE_LOOKS = threading.BoundedSemaphore(8)
 _PROBE = "packs/readiness"  # a name that no store gives
 
 
@@ -89,6 +91,16 @@ async def _prefect(orchestration: Orchestration) -> list[Check]:
 
 
 def _look_at_store(settings: Settings) -> None:
+    # A folder on a server that hangs keeps the thread that looks at it; whoever asks, these are all that there are.
+    if not _STORE_LOOKS.acquire(blocking=False):
+        raise _NotReady("the store has not answered those who asked before")
+    try:
+        _look(settings)
+    finally:
+        _STORE_LOOKS.release()
+
+
+def _look(settings: Settings) -> None:
     with open_place(settings) as place:
         try:
             place.size(_PROBE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,25 @@ def test_each_service_that_is_away_is_named(
     assert states(client.get("/readyz"))["store"] == "away"
     monkeypatch.setattr(Catalog, "ping", lambda self: (_ for _ in ()).throw(ZeroDivisionError("inner")))
     refused(client.get("/readyz"), 500, "Internal")
+
+
+def test_a_store_that_hangs_keeps_few_threads_however_many_ask(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, asked = threading.Event(), []
+
+    def hang(settings: Settings) -> None:
+        asked.append(settings)
+        hangs.wait(60)
+
+    monkeypatch.setattr("api.readiness._look", hang)
+    monkeypatch.setattr("api.readiness.CHECK_SECONDS", 0.02)
+    try:
+        for _ in range(20):
+            assert states(client.get("/readyz"))["store"] == "away"
+    finally:
+        hangs.set()
+    assert len(asked) <= 8
 
 
 def figures(text: str) -> dict[str, float]:
