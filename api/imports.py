@@ -25,6 +25,7 @@ from rehost.errors import (
     SourceHasUnfinishedJob,
     SourceNotFound,
 )
+from rehost.ids import new_id
 from rehost.settings import Settings
 from rehost.source.connect import DiskConnection, PathConnection, SshConnection
 
@@ -178,10 +179,13 @@ def import_jobs(
 ) -> ImportAnswer[JobRow]:
     """Make a job of each row, one after another, each started as its `execution` says; a dry run makes and starts none.
 
+    Those that start now are a batch: as many of them run at once as of jobs that were started together.
+
     Raises InvalidParameter for a file that is no such table.
     """
     rows = sheet.read(content, tuple(imports.JOB_COLUMNS))
     earlier = _Earlier(catalog)
+    batch_id = new_id("b")
 
     def make(row: sheet.Row) -> JobRow:
         try:
@@ -189,7 +193,7 @@ def import_jobs(
             if not dry_run:
                 judge(request, catalog, settings, moment)
                 assert request.spec is not None
-                job = launch.create_job(catalog, orchestration, request.spec)
+                job = launch.create_job(catalog, orchestration, request.spec, batch_id=batch_id)
                 made = ImportedJob(id=job.id, name=job.name, status=job.status, queued=job.queued)
                 return JobRow(row=row.number, ok=True, outcome="created", job=made)
             plan = judge(earlier.with_conflicts(request, row.number), catalog, settings, moment, dry_run=True)

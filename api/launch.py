@@ -18,15 +18,16 @@ from rehost.catalog.states import JobStatus, RunKind
 from rehost.errors import OrchestrationAway
 
 
-def create_job(catalog: Catalog, orchestration: Orchestration, spec: JobSpec) -> Job:
+def create_job(catalog: Catalog, orchestration: Orchestration, spec: JobSpec, *, batch_id: str | None = None) -> Job:
     """Make the job and set it going as its `execution` says; where that fails there is no job.
 
-    Raises what Catalog.create_job raises, and OrchestrationAway.
+    `batch_id` is that of a request that makes several jobs at once. Raises what Catalog.create_job raises, and
+    OrchestrationAway.
     """
     job = catalog.create_job(spec)
     try:
         if isinstance(spec.execution, ExecuteNow):
-            return start_job(catalog, orchestration, job.id)
+            return start_job(catalog, orchestration, job.id, batch_id=batch_id)
         if isinstance(spec.execution, ExecuteAt):
             catalog.timed(job.id, start_later(catalog, orchestration, job, spec.execution.start_at))
             _schedule(catalog, orchestration, job)

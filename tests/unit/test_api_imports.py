@@ -232,6 +232,14 @@ def test_jobs_are_made_of_rows(client: TestClient, catalog: Catalog, orders: Ord
     assert orders.names() == ["start_run", "start_run"]
 
 
+def test_jobs_that_an_import_starts_are_a_batch(client: TestClient, catalog: Catalog, tmp_path: Path) -> None:
+    sources = [catalog.add_source(PathConnection(root=str(tmp_path)), INVENTORY).id for _ in range(12)]
+    rows = "".join(f"{id},local,web-{number}\n" for number, id in enumerate(sources))
+    body = sent(client, "jobs", f"source,region,name\n{rows}")
+    jobs = [item["job"] for item in body["items"]]
+    assert [job["queued"] for job in jobs] == [False] * 10 + [True] * 2
+
+
 def test_where_prefect_is_away_the_rows_say_so_and_leave_no_job(
     client: TestClient, catalog: Catalog, orders: Orders
 ) -> None:
