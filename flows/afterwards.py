@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from flows import orchestration
 from rehost.catalog import admission
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Job, Run
-from rehost.errors import CatalogAway, JobNotFound, OrchestrationAway
+from rehost.errors import JobNotFound, RehostError
 from rehost.settings import settings
 from tasks.run_pass import catalog
 
@@ -18,14 +19,13 @@ log = logging.getLogger(__name__)
 
 
 def run_ended(job_id: str) -> None:
-    """A run of that job has ended. Where the catalog or Prefect does not answer housekeeping makes up for it."""
+    """A run of that job has ended. Where this fails, say because Prefect is away, housekeeping makes up for it."""
     try:
         with catalog() as opened:
-            count_from_the_last_run(opened, job_id)
+            with contextlib.suppress(JobNotFound):  # its place is free all the same
+                count_from_the_last_run(opened, job_id)
             start_waiting(opened)
-    except JobNotFound:
-        return
-    except (CatalogAway, OrchestrationAway) as error:
+    except RehostError as error:
         log.warning("what follows this run is left to housekeeping: %s", error)
 
 
@@ -35,12 +35,11 @@ def count_from_the_last_run(opened: Catalog, job_id: str) -> None:
     Raises JobNotFound, CatalogAway, OrchestrationAway.
     """
     since = opened.count_from(job_id)
-    if since is None:
-        return
     rule = opened.job(job_id).incremental
-    assert rule is not None and rule.interval_hours is not None
+    if since is None or rule is None or rule.interval_hours is None:
+        return
     if asyncio.run(orchestration.count_from(job_id, since=since, interval_hours=rule.interval_hours)):
-        opened.scheduled(job_id, since)
+        opened.counted_from(job_id, since)
     else:
         opened.unscheduled(job_id)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import sys
 import time
@@ -18,33 +19,35 @@ from prefect import flow
 
 from flows import orchestration
 from flows.afterwards import count_from_the_last_run, ending_marker, run_ended, start_waiting
+from flows.each import each
 from flows.retire import end_lost_verifications, retire_what_is_over
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Run
+from rehost.catalog.schedules import ScheduledJob
 from rehost.catalog.states import JobStatus, RunStatus
-from rehost.errors import JobNotFound, OrchestrationAway, RunCrashed
+from rehost.errors import JobNotFound, OrchestrationAway, RunCrashed, RunNotFound
 from tasks.image_care import tidy_images
-from tasks.run_pass import catalog, owner_is_alive, owner_is_dead, reap_workspaces
+from tasks.run_pass import catalog, end_owner, owner_is_alive, owner_is_dead, reap_workspaces
 from tasks.store_care import tidy_store
 
 log = logging.getLogger(__name__)
 
 _ASKED = timedelta(minutes=2)  # after this a run that began and has no flow run will never get one
-_BEGINS = timedelta(minutes=2)  # after this a flow run that a worker took and that has not begun will never do so
+_ENDS = timedelta(minutes=2)  # a process that was told to end needs no longer
 _UNWIND_SECONDS = 30.0
 _LOOK_SECONDS = 0.2
 
 
 @flow(name="housekeeping", description="Runs whose process died are found, and their jobs put right.")
 def housekeeping() -> int:
-    """Put right what no process is left to put right; the number of runs."""
-    ended = put_right()
-    retire_what_is_over()
+    """Put right what no process is left to put right; the number of runs. What fails keeps nothing else from it."""
+    ended, *_ = each(put_right, retire_what_is_over, _forget_deleted_sources, tidy_images, tidy_store)
+    return int(ended)
+
+
+def _forget_deleted_sources() -> None:
     with catalog() as opened:
         opened.forget_deleted_sources()
-    tidy_images()
-    tidy_store()
-    return ended
 
 
 def put_right() -> int:
@@ -54,19 +57,25 @@ def put_right() -> int:
     Raises CatalogAway; where Prefect does not answer, only what this machine knows by itself is put right.
     """
     with catalog() as opened:
-        ended = sum(_judged(opened, run) for run in opened.runs_under_way())
-        try:
-            _compare_schedules(opened)
-            start_waiting(opened)
-        except OrchestrationAway as error:
-            log.warning("%s", error)
-    end_lost_verifications()
-    reap_workspaces()
-    return ended
+        judges = [functools.partial(_judged, opened, run) for run in opened.runs_under_way()]
+        *ended, _, _, _, _ = each(
+            *judges,
+            functools.partial(_compare_schedules, opened),
+            functools.partial(start_waiting, opened),
+            end_lost_verifications,
+            reap_workspaces,
+        )
+    return sum(ended)
 
 
 def _judged(opened: Catalog, run: Run) -> bool:
     """End the run if nobody does it any more."""
+    with contextlib.suppress(JobNotFound, RunNotFound):  # its job was deleted meanwhile
+        return _is_ended(opened, run)
+    return False
+
+
+def _is_ended(opened: Catalog, run: Run) -> bool:
     if run.flow_run_id is None:
         _ask_again(opened, run)
         return False
@@ -74,6 +83,13 @@ def _judged(opened: Catalog, run: Run) -> bool:
         seen = asyncio.run(orchestration.seen(run.flow_run_id))
     except OrchestrationAway:
         seen = orchestration.Seen("UNKNOWN", None)
+    if seen.is_over and owner_is_alive(run.id):
+        # Whoever ends the run lets another begin, beside the process that still does this one. Prefect takes a run for
+        # dead whose heartbeats it did not hear, because it was away itself: that process tells how it ends. A flow run
+        # that people ended in Prefect is to end; where its process was told so it has some time for it.
+        if seen.state == "GONE" or (seen.state == "CANCELLED" and seen.is_older_than(_ENDS)):
+            end_owner(run.id)
+        return False
     if seen.state == "CANCELLED":
         return _end(run, None)
     if seen.state == "GONE":
@@ -83,8 +99,10 @@ def _judged(opened: Catalog, run: Run) -> bool:
     cancelling = seen.state == "CANCELLING"
     if owner_is_dead(run.id):
         reason = "its process died"
-    elif run.status is RunStatus.PENDING and seen.state == "PENDING" and _older(seen.since, _BEGINS):
+    elif run.status is RunStatus.PENDING and seen.never_begins:
         reason = "a worker took its flow run, and no process of it began"
+    elif run.status is RunStatus.PENDING and seen.state == "RUNNING" and seen.is_older_than(_ASKED):
+        reason = "the process of its flow run never took it"  # it waits for the catalog for a minute at most
     else:
         return False
     try:
@@ -111,25 +129,31 @@ def _compare_schedules(opened: Catalog) -> None:
     if not expected:
         return
     paused = asyncio.run(orchestration.paused_schedules())
-    for job in expected:
-        with contextlib.suppress(JobNotFound):  # it was deleted meanwhile
-            if job.timed_flow_run_id is not None:
-                _compare_timed(opened, job.id, job.timed_flow_run_id)
-            if job.scheduled_since is None:
-                continue
-            if job.id not in paused:
+    each(*(functools.partial(_compare, opened, job, paused.get(job.id)) for job in expected))
+
+
+def _compare(opened: Catalog, job: ScheduledJob, paused: bool | None) -> None:
+    """`paused` is what Prefect says of the job's schedule; None: it has none."""
+    with contextlib.suppress(JobNotFound):  # it was deleted meanwhile
+        if job.timed_flow_run_id is not None:
+            _compare_timed(opened, job.id, job.timed_flow_run_id)
+        if job.scheduled_since is None:
+            return
+        if paused is None:
+            if opened.schedule_lost(job.id, job.scheduled_since):
                 log.warning("the schedule of job %s was deleted in Prefect", job.id)
-                opened.unscheduled(job.id)
-                continue
-            if paused[job.id] != job.schedule_paused:
-                opened.schedule_seen(job.id, paused=paused[job.id])
-            if job.count_from is not None:
-                count_from_the_last_run(opened, job.id)
+            return
+        if paused != job.schedule_paused:
+            opened.schedule_seen(job.id, paused=paused)
+        if job.count_from is not None:
+            count_from_the_last_run(opened, job.id)
 
 
 def _compare_timed(opened: Catalog, job_id: str, flow_run_id: str) -> None:
     seen = asyncio.run(orchestration.seen(flow_run_id))
-    if seen.state in ("GONE", "CANCELLED", "CRASHED", "FAILED", "COMPLETED"):
+    if seen.never_begins:
+        asyncio.run(orchestration.end_run(flow_run_id, cancelled=False))
+    if seen.is_over or seen.never_begins:
         log.warning("the timed start of job %s will not come about: Prefect has it as %s", job_id, seen.state)
         opened.forget_timed(job_id, flow_run_id)
 

@@ -35,6 +35,7 @@ CUT_OVER = "cut-over/cut-over"
 VERIFY = "verify/verify"
 RETIRE = "retire/retire"
 POOL = "rehost"  # the work pool that prefect.yaml names
+_BEGINS = timedelta(minutes=2)  # after this a flow run that a worker took and that has not begun will never do so
 
 
 def sync_deployment(work_queue: str) -> str:
@@ -223,6 +224,20 @@ class Seen:
 
     state: str  # SCHEDULED, PENDING, RUNNING, CANCELLING, COMPLETED, FAILED, CRASHED, CANCELLED; GONE: it was deleted
     since: datetime | None
+
+    @property
+    def is_over(self) -> bool:
+        """Prefect takes nobody to be at it."""
+        return self.state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED", "GONE")
+
+    @property
+    def never_begins(self) -> bool:
+        """A worker took it and died before a process of it began: nobody takes it again."""
+        return self.state == "PENDING" and self.is_older_than(_BEGINS)
+
+    def is_older_than(self, age: timedelta) -> bool:
+        """Whether it has been in that state for longer."""
+        return self.since is not None and datetime.now(UTC) - self.since > age
 
 
 async def seen(flow_run_id: str) -> Seen:

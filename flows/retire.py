@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,16 +17,25 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows import orchestration
+from flows.each import each
 from flows.order import JobOrder
 from rehost.catalog import retirement
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Job, VerificationRecord
 from rehost.catalog.states import ENDED, JobStatus
-from rehost.errors import JobInvalidStatus, JobNotFound, OrchestrationAway, VerificationCrashed, VerificationNotFound
+from rehost.errors import (
+    CatalogAway,
+    JobInvalidStatus,
+    JobNotFound,
+    OrchestrationAway,
+    RehostError,
+    VerificationCrashed,
+    VerificationNotFound,
+)
 from rehost.settings import settings
 from rehost.source.connect import DiskConnection
 from rehost.source.tracked_pass import remove_tracker
-from tasks.run_pass import catalog, owner_is_dead
+from tasks.run_pass import catalog, owner_is_alive, owner_is_dead
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +85,14 @@ def retire_job(job_id: str) -> str | None:
 def _remove_tracker(job: Job) -> str | None:
     if not job.disks.change_tracking:
         return None
-    with catalog() as opened:
-        connection = opened.source(job.source_id).connection
-    return None if isinstance(connection, DiskConnection) else remove_tracker(connection, job.id)
+    try:
+        with catalog() as opened:
+            connection = opened.source(job.source_id).connection
+        return None if isinstance(connection, DiskConnection) else remove_tracker(connection, job.id)
+    except CatalogAway:
+        raise
+    except RehostError as error:  # it keeps no job from going
+        return f"{error.message} {error.remedy}"
 
 
 def retire_what_is_over() -> int:
@@ -94,12 +109,13 @@ def retire_what_is_over() -> int:
             with contextlib.suppress(JobInvalidStatus, JobNotFound):  # somebody else was faster
                 opened.begin_removal(id)
         over = dict.fromkeys([*expired, *opened.ended_with_leftovers()])
-    for id in over:
-        try:
-            retire_job(id)
-        except JobNotFound:
-            continue  # the API has done it meanwhile
+    each(*(functools.partial(_retire, id) for id in over))
     return len(over)
+
+
+def _retire(job_id: str) -> None:
+    with contextlib.suppress(JobNotFound):  # the API has done it meanwhile
+        retire_job(job_id)
 
 
 def end_lost_verifications() -> int:
@@ -108,7 +124,7 @@ def end_lost_verifications() -> int:
     Raises CatalogAway; where Prefect does not answer, only what this machine knows by itself is put right.
     """
     with catalog() as opened:
-        return sum(_judged(opened, test) for test in opened.verifications_under_way())
+        return sum(each(*(functools.partial(_judged, opened, test) for test in opened.verifications_under_way())))
 
 
 def _judged(opened: Catalog, test: VerificationRecord) -> bool:
@@ -116,22 +132,28 @@ def _judged(opened: Catalog, test: VerificationRecord) -> bool:
     if test.flow_run_id is None:
         return datetime.now(UTC) - test.created_at > _NEVER_ASKED and _fail(opened, test, "its flow run was never made")
     try:
-        state = asyncio.run(orchestration.seen(test.flow_run_id)).state
+        seen = asyncio.run(orchestration.seen(test.flow_run_id))
     except OrchestrationAway:
-        state = "UNKNOWN"
-    if state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED", "GONE"):
-        return _fail(opened, test, f"Prefect has its flow run as {state.capitalize()}")
-    if not owner_is_dead(test.id):
+        seen = orchestration.Seen("UNKNOWN", None)
+    if seen.is_over:
+        # A process that lives reads the image, and tells how its test ends.
+        told = f"Prefect has its flow run as {seen.state.capitalize()}"
+        return not owner_is_alive(test.id) and _fail(opened, test, told)
+    if owner_is_dead(test.id):
+        reason = "its process died"
+    elif test.status == "pending" and seen.never_begins:
+        reason = "a worker took its flow run, and no process of it began"
+    else:
         return False
     try:
-        asyncio.run(orchestration.end_run(test.flow_run_id, cancelled=state == "CANCELLING"))
+        asyncio.run(orchestration.end_run(test.flow_run_id, cancelled=seen.state == "CANCELLING"))
     except OrchestrationAway as error:
         log.warning("%s", error)
-    return _fail(opened, test, "its process died")
+    return _fail(opened, test, reason)
 
 
 def _fail(opened: Catalog, test: VerificationRecord, reason: str) -> bool:
     log.warning("verification %s of job %s: %s", test.id, test.job_id, reason)
-    with contextlib.suppress(VerificationNotFound):  # its job was deleted meanwhile
+    with contextlib.suppress(JobNotFound, VerificationNotFound):  # its job was deleted meanwhile
         opened.fail_verification(test.id, VerificationCrashed(reason=reason))
     return True

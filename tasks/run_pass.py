@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -217,6 +218,14 @@ def owner_is_dead(run_id: str) -> bool:
 def owner_is_alive(run_id: str) -> bool:
     """Whether the process that does the run is one of this machine and lives; False where that cannot be told."""
     return _owner_lives(run_id) is True
+
+
+def end_owner(run_id: str) -> None:
+    """Tell the process that does the run to end, if it is one of this machine and lives; it then unwinds."""
+    if owner_is_alive(run_id):
+        told = (workspaces(settings()) / run_id / _OWNER).read_text(encoding="utf-8")
+        with suppress(ProcessLookupError):
+            os.kill(int(told.split()[2]), signal.SIGTERM)
 
 
 def _owner_lives(run_id: str) -> bool | None:

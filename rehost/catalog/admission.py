@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from rehost.catalog.records import Job, Run
 from rehost.catalog.runs import move_to_running, restore_job, run_records
 from rehost.catalog.states import JobStatus, RunKind, RunStatus, startable
 from rehost.catalog.tables import JobRow, RunRow
+from rehost.errors import RunNotFound
 from rehost.settings import Settings
 
 
@@ -34,8 +36,8 @@ class Admission:
             _drop_hopeless(session)
             for id in turns(session, self._settings):
                 run = session.get(RunRow, id)
-                assert run is not None
-                if move_to_running(session, run, None):
+                # None: it was taken back since it was counted.
+                if run is not None and move_to_running(session, run, None):
                     return run_records(session, [run])[0]
             return None
 
@@ -87,6 +89,7 @@ def start_waiting(catalog: WaitingRoom, ask: Callable[[Run, Job], str]) -> list[
         except BaseException:
             catalog.requeue_run(run.id)
             raise
-        catalog.attach_flow_run(run.id, flow_run_id)
+        with contextlib.suppress(RunNotFound):  # who asked for the run took it back; its flow run finds that out
+            catalog.attach_flow_run(run.id, flow_run_id)
         begun.append(run)
     return begun

@@ -78,10 +78,11 @@ class Runs:
         """The flow run that will do this run was asked for; one that has claimed it already stays."""
         with self._database.write() as session:
             row = _run_row(session, run_id)
-            if row.flow_run_id is None:
-                row.flow_run_id = flow_run_id
-                job = job_row(session, row.job_id)
-                job.flow_run_id, job.version = flow_run_id, job.version + 1
+            job = job_row(session, row.job_id)
+            # One that was put back into the queue meanwhile is asked for again when its turn comes.
+            if row.flow_run_id is None and job.status == JobStatus.RUNNING:
+                row.flow_run_id = job.flow_run_id = flow_run_id
+                job.version += 1
 
     def withdraw_run(self, run_id: str) -> bool:
         """Take a pending run back, and the job to the state before it: its flow run could not be had.
@@ -254,17 +255,20 @@ class Runs:
     def finish_run(self, run_id: str) -> Run:
         """The run did all that was asked: the job is Finished, or Waiting if it is incremental and was not cut over.
 
+        Where a stop was asked for and came too late, an incremental job is Stopped all the same: its schedule is gone.
         Raises RunIncomplete where an image that was asked for is not recorded, or its verification has not succeeded.
         """
         with self._database.write() as session:
             run = _run_row(session, run_id)
             if run.status in UNDER_WAY:
-                spec = JobSpec.model_validate(job_row(session, run.job_id).spec)
+                job = job_row(session, run.job_id)
+                spec = JobSpec.model_validate(job.spec)
                 missing = missing_of(session, run_id, spec)
                 if lacking := [f"a {image}" for image in missing.images] + list(missing.proofs):
                     raise RunIncomplete(missing=", ".join(lacking))
                 goes_on = spec.incremental is not None and run.kind != RunKind.CUT_OVER
-                after = JobStatus.WAITING if goes_on else JobStatus.FINISHED
+                between = JobStatus.STOPPED if job.stopping else JobStatus.WAITING
+                after = between if goes_on else JobStatus.FINISHED
                 _end(session, run, RunStatus.SUCCEEDED, after, None)
             return run_records(session, [run])[0]
 

@@ -57,6 +57,22 @@ class Schedules:
         with self._database.read() as session:
             return _count_from(job_row(session, job_id))
 
+    def counted_from(self, job_id: str, since: datetime) -> None:
+        """The intervals of the schedule count from there; one that was taken away meanwhile stays away."""
+        with self._database.write() as session:
+            row = job_row(session, job_id)
+            if row.scheduled_since is not None:
+                row.scheduled_since = since
+
+    def schedule_lost(self, job_id: str, since: datetime) -> bool:
+        """The schedule that counted from `since` is not in Prefect; False: the job has got another one meanwhile."""
+        with self._database.write() as session:
+            row = job_row(session, job_id)
+            if row.scheduled_since != since:
+                return False
+            row.scheduled_since, row.schedule_paused, row.version = None, False, row.version + 1
+            return True
+
     def schedule_seen(self, job_id: str, *, paused: bool) -> None:
         """Whether the job's schedule is paused in Prefect."""
         with self._database.write() as session:

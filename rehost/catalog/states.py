@@ -136,8 +136,9 @@ RULES = MappingProxyType(
         ),
         Action.FINISH: Rule(
             (_S.RUNNING,),
-            (_S.FINISHED, _S.WAITING),
-            "An incremental job waits for its next run, unless this one was its cut-over.",
+            (_S.FINISHED, _S.WAITING, _S.STOPPED),
+            "An incremental job waits for its next run, unless this one was its cut-over; where a stop came too late "
+            "for the run it is `Stopped`.",
         ),
         Action.FAIL: Rule(
             (_S.RUNNING,), (_S.IN_ERROR,), "`error` says why; what arrived is kept, and so is the schedule."

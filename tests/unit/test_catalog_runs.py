@@ -316,3 +316,16 @@ def test_each_image_of_a_job_gets_a_name_of_its_own(catalog: Catalog, source: So
         catalog.finish_run(run.id)
     assert names == ["web", f"web_{job.id}", f"web_{job.id}_2"]
     assert len(catalog.job(job.id).image_ids) == 3
+
+
+def test_an_incremental_job_whose_run_was_done_before_its_stop_came_is_stopped(
+    catalog: Catalog, source: Source
+) -> None:
+    job = make_job(catalog, source, incremental={"interval_hours": 1})
+    run = started(catalog, job)
+    catalog.set_stage(job.id, "Syncing")
+    assert catalog.request_stop(job.id) == catalog.run(run.id)
+    complete(catalog, job, run)
+    assert catalog.finish_run(run.id).status is RunStatus.SUCCEEDED
+    # Its schedule went with the stop: as Waiting it would wait for nothing.
+    assert (catalog.job(job.id).status, catalog.stop_run(run.id).status) == (JobStatus.STOPPED, RunStatus.SUCCEEDED)

@@ -202,3 +202,25 @@ def test_many_starts_at_once_take_no_more_places_than_there_are(narrow: Catalog)
 def put_into(narrow: Catalog, job_id: str, status: str) -> None:
     with narrow._database.write() as session:
         session.execute(update(JobRow).where(JobRow.id == job_id).values(status=status))
+
+
+def test_a_run_that_waits_again_is_no_flow_runs(narrow: Catalog) -> None:
+    (run,) = begun(narrow, "aa")
+    assert narrow.requeue_run(run.id)
+    narrow.attach_flow_run(run.id, "flow-late")  # Prefect answered after that
+    assert narrow.run(run.id).flow_run_id is None, "or housekeeping takes its end for the run's"
+
+
+def test_a_run_that_was_taken_back_while_prefect_was_asked_holds_up_no_other(narrow: Catalog) -> None:
+    runs = begun(narrow, "aa", "bb", "cc", "dd")
+    for run in runs[:2]:
+        narrow.claim_run(run.job_id, flow_run_id=f"flow-{run.id}")
+        narrow.stop_run(run.id)
+
+    def ask(run: Run, job: Job) -> str:
+        if run.id == runs[2].id:
+            narrow.withdraw_run(run.id)
+        return f"flow-{run.id}"
+
+    start_waiting(narrow, ask)
+    assert statuses(narrow, runs[2:]) == ["Ready", "Running"]

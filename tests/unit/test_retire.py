@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,14 @@ from sqlalchemy import update
 
 from flows import orchestration, retire
 from flows.orchestration import Seen
+from rehost.catalog import retirement
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.database import now
 from rehost.catalog.records import Source
 from rehost.catalog.states import JobStatus
 from rehost.catalog.tables import JobRow, VerificationRow
-from rehost.errors import JobNotFound, OrchestrationAway
-from rehost.settings import settings
+from rehost.errors import JobNotFound, OrchestrationAway, StoreNoSpace
+from rehost.settings import Settings, settings
 from tasks.run_pass import workspaces
 from tests.unit.test_catalog_endings import waiting
 from tests.unit.test_catalog_runs import source as source
@@ -30,6 +31,7 @@ class Prefect:
     def __init__(self) -> None:
         self.away = False
         self.state = "RUNNING"
+        self.since: datetime | None = None
         self.asked: list[tuple[str, str]] = []
 
     def _ask(self, what: str, which: str) -> None:
@@ -48,7 +50,7 @@ class Prefect:
 
     async def seen(self, flow_run_id: str) -> Seen:
         self._ask("seen", flow_run_id)
-        return Seen(self.state, None)
+        return Seen(self.state, self.since)
 
 
 @pytest.fixture
@@ -179,3 +181,54 @@ def test_a_test_whose_flow_run_was_never_made_has_failed_after_a_while(
         session.execute(update(VerificationRow).values(created_at=now() - timedelta(minutes=11)))
     assert retire.end_lost_verifications() == 2
     assert prefect.asked == []
+
+
+def test_a_test_that_a_worker_took_and_never_began_has_failed(
+    catalog: Catalog, source: Source, prefect: Prefect
+) -> None:
+    job, _ = waiting(catalog, source)
+    ids = [test.id for test in catalog.ask_verification(job.id)]
+    catalog.attach_verifications(ids, "flow-9")
+    prefect.state, prefect.since = "PENDING", now() - timedelta(seconds=90)
+    assert retire.end_lost_verifications() == 0
+    prefect.since = now() - timedelta(seconds=130)
+    assert retire.end_lost_verifications() == 2
+    assert ("end", "flow-9") in prefect.asked
+    assert catalog.verification(ids[0]).status == "failed"
+    catalog.ask_verification(job.id)  # nothing stands in its way any more
+
+
+def test_a_job_whose_end_fails_keeps_no_other_from_ending(
+    catalog: Catalog, source: Source, prefect: Prefect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = waiting(catalog, source)
+    catalog.begin_removal(first.id)
+    second, _ = waiting(catalog, source, name="second")
+    catalog.begin_removal(second.id)
+    forget = retirement.forget_job
+
+    def fail(opened: Catalog, configured: Settings, job_id: str) -> None:
+        if job_id == first.id:
+            raise RuntimeError("nobody expected this")
+        forget(opened, configured, job_id)
+
+    monkeypatch.setattr(retirement, "forget_job", fail)
+    with pytest.raises(RuntimeError, match="nobody expected this"):
+        retire.retire_what_is_over()
+    with pytest.raises(JobNotFound):
+        catalog.job(second.id)
+
+
+def test_a_source_that_cannot_be_entered_keeps_no_job(
+    catalog: Catalog, source: Source, prefect: Prefect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = waiting(catalog, source, disks={"block_replication": True, "change_tracking": True})
+
+    def remove(connection: object, job_id: str) -> str:
+        raise StoreNoSpace(needed=1, free=0, path="/")
+
+    monkeypatch.setattr(retire, "remove_tracker", remove)
+    catalog.begin_removal(job.id)
+    assert retire.retire_job(job.id) != ""
+    with pytest.raises(JobNotFound):
+        catalog.job(job.id)
