@@ -255,6 +255,7 @@ class Forbidden(RequestError):
         "Use a key whose scope covers it; without keys reach the API by 127.0.0.1 or localhost, from no other site."
     )
     http_status = 403
+    exit_code = 12
 
 
 class FormRefused(RequestError):

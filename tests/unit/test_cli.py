@@ -24,7 +24,7 @@ from api.dependencies import get_orchestration
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Figures, Source
 from rehost.cli import main as cli
-from rehost.cli.client import base_url
+from rehost.cli.client import base_url, exit_code_of
 from rehost.errors import OrchestrationAway, SourceUnreachable, error_classes
 from rehost.settings import Settings, settings
 from rehost.source.connect import PathConnection
@@ -478,3 +478,7 @@ def test_the_address_of_the_api_follows_from_where_it_listens(tmp_path: Path, ho
 def test_every_error_code_belongs_to_one_class() -> None:
     codes = [cls.code for cls in error_classes()]
     assert len(codes) == len(set(codes))
+
+
+def test_a_key_that_is_wrong_and_one_that_may_not_end_alike() -> None:
+    assert {exit_code_of(code) for code in ("Unauthenticated", "Forbidden")} == {12}
