@@ -7,43 +7,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime
 
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.scopes import Scope
-from rehost.cli.output import plain, print_error, print_json, print_table
-from rehost.errors import RehostError
-from rehost.settings import settings
+from rehost.cli.output import plain, print_json, print_table
+from rehost.cli.own import Commands
+from rehost.settings import Settings
 
 _MAX_NAME = 128
 
 
 def main(argv: list[str]) -> int:
     """Do what the arguments say; the exit code."""
-    arguments = _parser().parse_args(argv)
-    do: Callable[[Catalog, argparse.Namespace], int] = arguments.command
-    try:
-        configured = settings()
-        configured.home.mkdir(parents=True, exist_ok=True)
-        with Catalog.open(configured) as catalog:
-            return do(catalog, arguments)
-    except RehostError as error:
-        print_error(error.code, error.message, error.remedy)
-        return error.exit_code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rehost key", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, do: Callable[[Catalog, argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-        made.set_defaults(command=do)
-        made.add_argument("--json", action="store_true", help="one JSON document instead of text")
-        return made
-
-    adding = command("add", _add, "make a key; it is printed once, and kept as its SHA-256 alone")
+    commands = Commands("key", __doc__, _opened)
+    adding = commands.add("add", _add, "make a key; it is printed once, and kept as its SHA-256 alone")
     adding.add_argument("name", type=_name, help="what it is for; in the log of the API")
     adding.add_argument(
         "--scope",
@@ -51,10 +30,15 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="read: look; run: also make, change, start and stop jobs; admin: everything",
     )
-    command("list", _list, "the keys that there are, never the keys themselves")
-    removing = command("remove", _remove, "a key opens nothing from now on")
+    commands.add("list", _list, "the keys that there are, never the keys themselves")
+    removing = commands.add("remove", _remove, "a key opens nothing from now on")
     removing.add_argument("name")
-    return parser
+    return commands.run(argv)
+
+
+def _opened(configured: Settings) -> AbstractContextManager[Catalog]:
+    configured.home.mkdir(parents=True, exist_ok=True)
+    return Catalog.open(configured)
 
 
 def _name(text: str) -> str:

@@ -7,50 +7,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 
-from rehost.cli.output import plain, print_error, print_json, print_table, size
-from rehost.errors import RehostError
+from rehost.cli.output import plain, print_json, print_table, size
+from rehost.cli.own import Commands
 from rehost.replication.backends.interface import Backend
 from rehost.replication.care import check, gc, stat
 from rehost.replication.open_store import open_place
 from rehost.replication.snapshots import Snapshots
-from rehost.settings import settings
 
 _PARTIAL = 3
 
 
 def main(argv: list[str]) -> int:
     """Do what the arguments say; the exit code."""
-    arguments = _parser().parse_args(argv)
-    do: Callable[[Backend, argparse.Namespace], int] = arguments.command
-    try:
-        with open_place(settings()) as place:
-            return do(place, arguments)
-    except RehostError as error:
-        print_error(error.code, error.message, error.remedy)
-        return error.exit_code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rehost store", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, do: Callable[[Backend, argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        made: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-        made.set_defaults(command=do)
-        made.add_argument("--json", action="store_true", help="one JSON document instead of text")
-        return made
-
-    command("stat", _stat, "what the store holds")
-    checking = command("check", _check, "whether it is sound; what is hurt is named and put right as far as it can be")
+    commands = Commands("store", __doc__, open_place)
+    commands.add("stat", _stat, "what the store holds")
+    checking = commands.add(
+        "check", _check, "whether it is sound; what is hurt is named and put right as far as it can be"
+    )
     checking.add_argument("--read-data", action="store_true", help="read and compare every byte of every pack")
     checking.add_argument("--report-only", action="store_true", help="put nothing right")
-    collecting = command("gc", _gc, "what no snapshot needs leaves the store")
+    collecting = commands.add("gc", _gc, "what no snapshot needs leaves the store")
     collecting.add_argument("--dry-run", action="store_true", help="only tell what would go")
     collecting.add_argument(
         "--grace-hours",
@@ -59,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOURS",
         help="packs younger than this stay, for transfers that broke (%(default)s)",
     )
-    command("forget", _forget, "take a snapshot away").add_argument("snapshot", metavar="ID")
-    return parser
+    commands.add("forget", _forget, "take a snapshot away").add_argument("snapshot", metavar="ID")
+    return commands.run(argv)
 
 
 def _hours(text: str) -> float:

@@ -193,7 +193,7 @@ def test_a_configured_key_may_be_a_hash_and_in_the_file_has_to_be(
 def test_keys_are_made_listed_and_removed_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rehost.cli.key.settings", lambda: Settings(home=tmp_path / "home"))
+    monkeypatch.setattr("rehost.cli.own.settings", lambda: Settings(home=tmp_path / "home"))
     assert cli.main(["key", "add", "ci", "--scope", "run", "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["key"].startswith("rehost_") and len(made["key"]) > 45
