@@ -1,8 +1,9 @@
 """The flow `housekeeping`: runs whose process died without a word are found, and their jobs put right.
 
-Then jobs expire, what jobs that are over left behind goes, old images and snapshots go, and what only they needed
-leaves the store. It runs on a schedule. At the start of `rehost up` `python -m flows.housekeeping` puts the runs right
-alone; at its end `python -m flows.housekeeping --stop` stops the runs of this machine in peace, before the worker goes.
+Then jobs expire, and what jobs that are over left behind goes. It runs on a schedule, and so does `tidy` beside it: old
+images and snapshots go, and what only they needed leaves the store. At the start of `rehost up`
+`python -m flows.housekeeping` puts the runs right alone; at its end `python -m flows.housekeeping --stop` stops the runs
+of this machine in peace, before the worker goes.
 """
 
 from __future__ import annotations
@@ -41,8 +42,14 @@ _LOOK_SECONDS = 0.2
 @flow(name="housekeeping", description="Runs whose process died are found, and their jobs put right.")
 def housekeeping() -> int:
     """Put right what no process is left to put right; the number of runs. What fails keeps nothing else from it."""
-    ended, *_ = each(put_right, retire_what_is_over, _forget_deleted_sources, tidy_images, tidy_store)
+    ended, *_ = each(put_right, retire_what_is_over, _forget_deleted_sources)
     return int(ended)
+
+
+@flow(name="tidy", description="Old images and snapshots go, and what only they needed leaves the store.")
+def tidy() -> None:
+    """Do that in a flow of its own: a big store takes long to collect, and dead runs are to be found meanwhile."""
+    each(tidy_images, tidy_store)
 
 
 def _forget_deleted_sources() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+import yaml
 
 from flows import afterwards, housekeeping, orchestration
 from flows.each import each
@@ -19,6 +21,7 @@ from rehost.catalog.states import JobStatus
 from rehost.errors import CatalogAway, OrchestrationAway, RunNotFound
 from rehost.settings import settings
 from tasks.run_pass import _OWNER, _identity, workspaces
+from tests.support.running import wait_for
 from tests.unit.test_catalog_endings import waiting
 from tests.unit.test_catalog_runs import make_job, source as source, started
 from tests.unit.test_retire import Prefect, catalog as catalog, prefect as prefect
@@ -46,13 +49,6 @@ def owned(run: Run, process: int) -> None:
 def ended(process: int) -> bool:
     found = os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT | os.WNOHANG)
     return found is not None
-
-
-def wait_for(happened: Callable[[], bool], *, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_run_whose_process_lives_is_not_ended_because_prefect_took_it_for_dead(
@@ -83,7 +79,7 @@ def test_a_process_whose_flow_run_people_ended_in_prefect_is_ended_before_its_ru
     if not told:
         assert not ended(process)
         return
-    wait_for(lambda: ended(process), seconds=20)  # it was told
+    wait_for("end of the process, which was told to", lambda: ended(process), seconds=20)
     assert housekeeping.put_right() == 1
     assert catalog.job(job.id).status is not JobStatus.RUNNING
 
@@ -146,6 +142,29 @@ def test_every_part_is_done_whatever_became_of_the_others() -> None:
     with pytest.raises(CatalogAway):
         each(lambda: failing(CatalogAway(reason="refused")), lambda: done.append("never"))
     assert done[-1] == "CatalogAway"
+
+
+def test_dead_runs_are_found_while_the_store_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def note(name: str) -> int:
+        done.append(name)
+        return 0
+
+    for name in ("put_right", "retire_what_is_over", "_forget_deleted_sources", "tidy_images", "tidy_store"):
+        monkeypatch.setattr(housekeeping, name, functools.partial(note, name))
+    housekeeping.housekeeping.fn()
+    assert done == ["put_right", "retire_what_is_over", "_forget_deleted_sources"]
+    housekeeping.tidy.fn()
+    assert done[3:] == ["tidy_images", "tidy_store"]
+    deployments = yaml.safe_load((Path(__file__).parents[2] / "prefect.yaml").read_text(encoding="utf-8"))[
+        "deployments"
+    ]
+    every = {one["entrypoint"]: one["schedules"] for one in deployments if one["schedules"]}
+    assert every == {
+        "flows/housekeeping.py:housekeeping": [{"interval": 60}],
+        "flows/housekeeping.py:tidy": [{"interval": 600}],
+    }
 
 
 def test_what_follows_a_run_never_changes_how_it_ended(
