@@ -2,8 +2,8 @@
 
 Then jobs expire, and what jobs that are over left behind goes. It runs on a schedule, and so does `tidy` beside it: old
 images and snapshots go, and what only they needed leaves the store. At the start of `rehost up`
-`python -m flows.housekeeping` puts the runs right alone; at its end `python -m flows.housekeeping --stop` stops the runs
-of this machine in peace, before the worker goes.
+`python -m flows.housekeeping` puts the runs right alone; at its end `python -m flows.housekeeping --stop` stops the
+runs of this machine in peace, before the worker goes.
 """
 
 from __future__ import annotations
