@@ -6,6 +6,7 @@ whoever is logged in may do.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ class Operation:
     text: str
     parameters: tuple[Value, ...]
     body: Value | None
+    example: str  # of a body; empty where there is none
     answers: tuple[Value, ...]
 
 
@@ -74,11 +76,13 @@ def operations(document: Json) -> dict[str, list[Operation]]:
     groups: dict[str, list[Operation]] = {}
     for path, methods in document["paths"].items():
         for method, told in methods.items():
-            groups.setdefault(next(iter(told.get("tags", [])), "other"), []).append(_operation(path, method, told))
+            groups.setdefault(next(iter(told.get("tags", [])), "other"), []).append(
+                _operation(path, method, told, document)
+            )
     return groups
 
 
-def _operation(path: str, method: str, told: Json) -> Operation:
+def _operation(path: str, method: str, told: Json, document: Json) -> Operation:
     content = told.get("requestBody", {}).get("content", {})
     body = next((_value(media, of.get("schema", {})) for media, of in content.items()), None)
     return Operation(
@@ -97,6 +101,7 @@ def _operation(path: str, method: str, told: Json) -> Operation:
             for one in told.get("parameters", [])
         ),
         body=body,
+        example=next(iter(_examples(content, document)), ""),
         answers=tuple(_answer(status, one) for status, one in told["responses"].items()),
     )
 
@@ -104,6 +109,16 @@ def _operation(path: str, method: str, told: Json) -> Operation:
 def _answer(status: str, told: Json) -> Value:
     schema: Json = next((of.get("schema", {}) for of in told.get("content", {}).values()), {})
     return _value(status, schema, text=told.get("description", ""))
+
+
+def _examples(content: Json, document: Json) -> Iterator[str]:
+    for of in content.values():
+        schema = of.get("schema", {})
+        records = [document["components"]["schemas"].get(name, {}) for name in _refers(schema)]
+        for told in (of, schema, *records):
+            examples = told.get("examples", [])
+            for example in [one["value"] for one in examples.values()] if isinstance(examples, Mapping) else examples:
+                yield example if isinstance(example, str) else json.dumps(example, indent=2, ensure_ascii=False)
 
 
 def schemas(document: Json) -> tuple[Schema, ...]:

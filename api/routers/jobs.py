@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Header, Query
+from fastapi.openapi.models import Example
 from starlette.responses import JSONResponse, Response
 
 from api import actions, change, launch, look
@@ -53,10 +54,11 @@ _EXAMPLE = {
         "container_image": {"namespace": "shop", "repository": "web1"},
     },
 }
-_CHANGES = [
-    {"description": "The shop", "tags": {"team": "web", "old": None}},
-    {"incremental": {"interval_hours": 12}, "replication": {"bandwidth_limit_kbps": 2000}},
-]
+# In a map, as OpenAPI has them beside a schema: the one of a patch is whole, and takes no list of them.
+_CHANGES: dict[str, Example] = {
+    "labels": {"value": {"description": "The shop", "tags": {"team": "web", "old": None}}},
+    "rates": {"value": {"incremental": {"interval_hours": 12}, "replication": {"bandwidth_limit_kbps": 2000}}},
+}
 _CHANGE_ERRORS: tuple[type[RehostError], ...] = (
     JobNotFound,
     JobInvalidStatus,
@@ -173,7 +175,7 @@ def show_job(
 @router.patch("/{id}", responses=responses(*_CHANGE_ERRORS))
 def change_job(
     id: str,
-    patch: Annotated[JobPatch, Body(examples=_CHANGES)],
+    patch: Annotated[JobPatch, Body(openapi_examples=_CHANGES)],
     catalog: TheCatalog,
     orchestration: TheOrchestration,
     moment: TheMoment,

@@ -201,10 +201,22 @@ def test_the_reference_of_the_api_is_whole_and_loads_nothing_from_elsewhere(clie
                 for one in operation.get("parameters", [])
                 if one["in"] == "query"
             )
+    bodies = [
+        one["requestBody"] for each in document["paths"].values() for one in each.values() if "requestBody" in one
+    ]
+    assert text.count("<pre") == len(bodies), "each body has an example"
+    assert '"interval_hours": 12' not in text and '"description": "The shop"' in text, "the first one is shown"
     names = set(re.findall(r'href="#(\w+)"', answer.text)) - {"main"}
     assert names and names <= set(document["components"]["schemas"])
     assert all(f'id="{name}"' in answer.text for name in document["components"]["schemas"])
     assert client.get("/redoc").status_code == 404
+
+
+def test_an_image_that_is_deleted_is_not_counted(catalog: Catalog, job: Job, image: Image) -> None:
+    assert catalog.counts() == (1, 1)
+    catalog.fail_run(catalog.runs(job.id).items[0].id, BootKernelPanic(panic="x", console=""))
+    catalog.delete_images([image.id])
+    assert catalog.counts() == (1, 0)
 
 
 def test_an_address_with_a_nul_is_refused_before_the_catalog_is_asked(client: TestClient, job: Job) -> None:
