@@ -108,7 +108,7 @@ def _is_ended(opened: Catalog, run: Run) -> bool:
         reason = "its process died"
     elif run.status is RunStatus.PENDING and seen.never_begins:
         reason = "a worker took its flow run, and no process of it began"
-    elif run.status is RunStatus.PENDING and seen.state == "RUNNING" and seen.is_older_than(_ASKED):
+    elif run.status is RunStatus.PENDING and seen.state in ("RUNNING", "CANCELLING") and seen.is_older_than(_ASKED):
         reason = "the process of its flow run never took it"  # it waits for the catalog for a minute at most
     else:
         return False

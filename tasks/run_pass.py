@@ -31,7 +31,6 @@ _LEDGER = "images"
 _WIRE = "bytes-on-wire"
 _NOTES = "notes"
 _CATALOG_PATIENCE_SECONDS = 60.0  # a run of hours outlives a restart of the database
-_OWNER = "owner"  # the process that does the run
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _in_workspace(run: Run, job: Job, name: str, bar: RunProgress) -> Iterator[P
         source = opened.source(run.source_id)
     workspace = workspaces(settings()) / name
     workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (workspace / _OWNER).write_text(_identity(os.getpid()), encoding="utf-8")
+    sign(name, os.getpid())
     try:
         yield Pass(run, job, source, workspace, bar)
     finally:
@@ -203,11 +202,30 @@ def reap_workspaces() -> None:
         return
     # First what is there, then who is alive: a run that begins in between is in both.
     found = list(folder.iterdir())
+    signed = list(_owners(settings()).iterdir())
     with catalog() as opened:
         alive = {run.id for run in opened.runs_under_way()} | {test.id for test in opened.verifications_under_way()}
     for workspace in found:
         if workspace.name not in alive:
             _clear(workspace)
+    for mark in signed:
+        if mark.name not in alive:
+            mark.unlink(missing_ok=True)
+
+
+def _owners(configured: Settings) -> Path:
+    """The folder that tells by whom each run or test is done.
+
+    A mark outlives the workspace: the end of the run is told after that has gone, and the process may die in between.
+    """
+    folder = configured.scratch_path / "owners"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def sign(run_id: str, process: int) -> None:
+    """That process of this machine does the run or test; until the run is over, whatever becomes of the process."""
+    (_owners(settings()) / run_id).write_text(_identity(process), encoding="utf-8")
 
 
 def owner_is_dead(run_id: str) -> bool:
@@ -223,14 +241,14 @@ def owner_is_alive(run_id: str) -> bool:
 def end_owner(run_id: str) -> None:
     """Tell the process that does the run to end, if it is one of this machine and lives; it then unwinds."""
     if owner_is_alive(run_id):
-        told = (workspaces(settings()) / run_id / _OWNER).read_text(encoding="utf-8")
+        told = (_owners(settings()) / run_id).read_text(encoding="utf-8")
         with suppress(ProcessLookupError):
             os.kill(int(told.split()[2]), signal.SIGTERM)
 
 
 def _owner_lives(run_id: str) -> bool | None:
     try:
-        told = (workspaces(settings()) / run_id / _OWNER).read_text(encoding="utf-8")
+        told = (_owners(settings()) / run_id).read_text(encoding="utf-8")
         machine, _, process, _ = told.split()
         return _identity(int(process)) == told if machine == platform.node() else None
     except (OSError, ValueError):

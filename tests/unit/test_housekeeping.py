@@ -20,7 +20,7 @@ from rehost.catalog.records import Run, Source
 from rehost.catalog.states import JobStatus
 from rehost.errors import CatalogAway, OrchestrationAway, RunNotFound
 from rehost.settings import settings
-from tasks.run_pass import _OWNER, _identity, workspaces
+from tasks.run_pass import open_pass, reap_workspaces, sign
 from tests.support.running import wait_for
 from tests.unit.test_catalog_endings import waiting
 from tests.unit.test_catalog_runs import make_job, source as source, started
@@ -41,9 +41,7 @@ def process() -> Iterator[int]:
 
 
 def owned(run: Run, process: int) -> None:
-    workspace = workspaces(settings()) / run.id
-    workspace.mkdir(parents=True)
-    (workspace / _OWNER).write_text(_identity(process), encoding="utf-8")
+    sign(run.id, process)
 
 
 def ended(process: int) -> bool:
@@ -84,17 +82,33 @@ def test_a_process_whose_flow_run_people_ended_in_prefect_is_ended_before_its_ru
     assert catalog.job(job.id).status is not JobStatus.RUNNING
 
 
+@pytest.mark.parametrize(("state", "after"), [("RUNNING", JobStatus.IN_ERROR), ("CANCELLING", JobStatus.STOPPED)])
 def test_a_run_whose_process_died_before_it_took_it_is_ended(
-    catalog: Catalog, source: Source, prefect: Prefect
+    catalog: Catalog, source: Source, prefect: Prefect, state: str, after: JobStatus
 ) -> None:
     run = catalog.begin_run(make_job(catalog, source).id, kind="manual")
     catalog.attach_flow_run(run.id, "flow-1")
-    prefect.state, prefect.since = "RUNNING", now() - timedelta(seconds=90)
+    prefect.state, prefect.since = state, now() - timedelta(seconds=90)
     assert housekeeping.put_right() == 0  # its process may be waiting for the catalog
     prefect.since = now() - timedelta(seconds=130)
     assert housekeeping.put_right() == 1
     assert ("end", "flow-1") in prefect.asked
+    assert catalog.job(run.job_id).status is after
+
+
+def test_a_run_whose_process_died_after_its_workspace_had_gone_is_ended(
+    catalog: Catalog, source: Source, prefect: Prefect, process: int
+) -> None:
+    run = started(catalog, make_job(catalog, source))
+    with open_pass(run):
+        sign(run.id, process)
+    reap_workspaces()
+    assert housekeeping.put_right() == 0
+    os.kill(process, signal.SIGKILL)
+    os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+    assert housekeeping.put_right() == 1
     assert catalog.job(run.job_id).status is JobStatus.IN_ERROR
+    assert list((settings().scratch_path / "owners").iterdir()) == []
 
 
 def test_a_timed_start_that_a_worker_took_and_never_began_is_told_of(

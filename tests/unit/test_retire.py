@@ -20,7 +20,6 @@ from rehost.catalog.states import JobStatus
 from rehost.catalog.tables import JobRow, VerificationRow
 from rehost.errors import JobNotFound, OrchestrationAway, StoreNoSpace
 from rehost.settings import Settings, settings
-from tasks.run_pass import workspaces
 from tests.unit.test_catalog_endings import waiting
 from tests.unit.test_catalog_runs import source as source
 
@@ -161,11 +160,11 @@ def test_a_test_whose_process_died_has_failed(catalog: Catalog, source: Source, 
     one, other = [test.id for test in catalog.ask_verification(job.id)]
     catalog.claim_verifications([one, other], "flow-9")
     catalog.start_verification(one)
-    workspace = workspaces(settings()) / one
-    workspace.mkdir(parents=True)
+    owners = settings().scratch_path / "owners"
+    owners.mkdir(parents=True)
     # Nobody lives at this number in this boot: process ids are at most 2^22.
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    (workspace / "owner").write_text(f"{platform.node()} {boot_id} 4194304 1")
+    (owners / one).write_text(f"{platform.node()} {boot_id} 4194304 1")
     assert retire.end_lost_verifications() == 1
     assert ("end", "flow-9") in prefect.asked
     assert [catalog.verification(id).status for id in (one, other)] == ["failed", "pending"]

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rehost.settings import settings
-from tasks.run_pass import _OWNER, _identity, owner_is_alive, owner_is_dead, workspaces
+from tasks.run_pass import owner_is_alive, owner_is_dead, sign
 
 
 def test_a_process_that_died_and_was_not_reaped_yet_is_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,9 +17,7 @@ def test_a_process_that_died_and_was_not_reaped_yet_is_dead(tmp_path: Path, monk
     if process == 0:
         signal.pause()
         os._exit(0)
-    workspace = workspaces(settings()) / "r-1"
-    workspace.mkdir(parents=True)
-    (workspace / _OWNER).write_text(_identity(process), encoding="utf-8")
+    sign("r-1", process)
     assert (owner_is_alive("r-1"), owner_is_dead("r-1")) == (True, False)
     os.kill(process, signal.SIGKILL)
     os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)  # it has ended, and is left for a parent to reap
