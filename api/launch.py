@@ -66,6 +66,7 @@ def start_job(
     """
     run = catalog.begin_run(job_id, kind=kind, batch_id=batch_id, expected=expected)
     job = catalog.job(job_id)
+    was_scheduled = catalog.is_scheduled(job_id)
     try:
         _schedule(catalog, orchestration, job)
         if job.status is JobStatus.RUNNING:  # else it is queued
@@ -73,6 +74,11 @@ def start_job(
             catalog.attach_flow_run(run.id, flow_run_id)
     except BaseException:
         if catalog.withdraw_run(run.id):
+            if not was_scheduled and catalog.is_scheduled(job_id):
+                # Nobody was told that the job will start by itself.
+                with contextlib.suppress(OrchestrationAway):
+                    await_here(orchestration.unschedule_job, job_id)
+                    catalog.unscheduled(job_id)
             raise
         return catalog.job(job_id)  # only Prefect's answer was lost: the flow has the run already
     if (timed := catalog.take_timed(job_id)) is not None:

@@ -173,6 +173,17 @@ def test_a_stop_cancels_the_flow_run_and_the_state_follows_it(
     refused(client.post(stop), 409, "Job.InvalidStatus")
 
 
+def test_a_start_that_prefect_did_not_take_leaves_no_schedule(
+    client: TestClient, orders: Orders, catalog: Catalog, source_id: str
+) -> None:
+    again = {"incremental": {"interval_hours": 1}, "execution": {"mode": "create_only"}}
+    job = created(client, source_id, **again)
+    orders.away = {"start_run"}
+    assert client.post(f"/v1/jobs/{job['id']}/start").status_code == 503
+    assert not catalog.is_scheduled(job["id"]), "or it would start by itself in an hour"
+    assert orders.names()[-1] == "unschedule_job"
+
+
 def test_nothing_is_started_and_nothing_stays_where_prefect_is_away(
     client: TestClient, source_id: str, orders: Orders
 ) -> None:
