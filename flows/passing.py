@@ -17,11 +17,11 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as this_flow_run
 from prefect.states import Completed, Failed
 
-from flows.afterwards import run_ended
+from flows.afterwards import ending_marker, run_ended
 from flows.order import Order
 from rehost.catalog.records import Run
 from rehost.catalog.states import BusinessStatus, RunStatus
-from rehost.errors import JobInvalidStatus, JobNotFound, RehostError, RunCrashed
+from rehost.errors import JobInvalidStatus, JobNotFound, RehostError, RunCrashed, RunInterrupted
 from tasks.build import build_container, build_disk
 from tasks.image_care import forget_old_images
 from tasks.preflight import preflight
@@ -77,7 +77,10 @@ def _do(order: Order, run: Run) -> State[Any]:
         return Failed(message=f"{error.code}: {error.message} {error.remedy}")
     except TerminationSignal:
         with catalog() as opened:
-            opened.stop_run(run.id)
+            if ending_marker().exists() and not opened.is_stopping(order.job_id):
+                opened.fail_run(run.id, RunInterrupted())  # nobody wanted the job to stop: its schedule goes on
+            else:
+                opened.stop_run(run.id)
         raise
     except BaseException as error:
         with catalog() as opened:

@@ -244,6 +244,11 @@ class Runs:
             check_action(job_id, Action.STOP, job.status, job.business_status)
             raise _invalid_status(job, Action.STOP, RULES[Action.STOP].origins)  # it has just moved on
 
+    def is_stopping(self, job_id: str) -> bool:
+        """Whether somebody asked the running job to stop. Raises JobNotFound."""
+        with self._database.read() as session:
+            return job_row(session, job_id).stopping
+
     def keep_running(self, job_id: str) -> None:
         """Undo request_stop for a running job: its flow run could not be cancelled."""
         with self._database.write() as session:

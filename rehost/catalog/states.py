@@ -143,7 +143,7 @@ RULES = MappingProxyType(
         Action.FAIL: Rule(
             (_S.RUNNING,), (_S.IN_ERROR,), "`error` says why; what arrived is kept, and so is the schedule."
         ),
-        Action.CANCEL: Rule((_S.RUNNING,), (_S.STOPPED,), "In the Prefect UI, or because `rehost up` ended."),
+        Action.CANCEL: Rule((_S.RUNNING,), (_S.STOPPED,), "A user asked for it, here or in the Prefect UI."),
         Action.EXPIRE: Rule(
             (_S.READY, _S.STOPPED, _S.IN_ERROR, _S.WAITING),
             (_S.EXPIRED,),

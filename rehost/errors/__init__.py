@@ -129,6 +129,7 @@ from rehost.errors.source import (
     RunCancelled as RunCancelled,
     RunCrashed as RunCrashed,
     RunIncomplete as RunIncomplete,
+    RunInterrupted as RunInterrupted,
     SnapshotFileChanged as SnapshotFileChanged,
     SourceAgentFailed as SourceAgentFailed,
     SourceAuthenticationFailed as SourceAuthenticationFailed,

@@ -20,6 +20,14 @@ class RunCancelled(RunError):
     exit_code = 130
 
 
+class RunInterrupted(RunError):
+    """Rehost was stopped on this machine during the run. What had arrived is kept; the source is untouched."""
+
+    code = "Run.Interrupted"
+    remedy = "Start Rehost again, then start the job again: it goes on from what arrived; a schedule goes on by itself."
+    retryable = True
+
+
 class RunCrashed(RunError):
     """The run ended without finishing: {reason}. What had arrived is kept; the source is untouched."""
 

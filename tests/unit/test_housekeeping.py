@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from prefect.exceptions import TerminationSignal
 
-from flows import afterwards, housekeeping, orchestration
+from flows import afterwards, housekeeping, orchestration, passing
 from flows.each import each
+from flows.order import Order
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.database import now
 from rehost.catalog.records import Run, Source
-from rehost.catalog.states import JobStatus
+from rehost.catalog.states import BusinessStatus, JobStatus
 from rehost.errors import CatalogAway, OrchestrationAway, RunNotFound
 from rehost.settings import settings
 from tasks.run_pass import open_pass, reap_workspaces, sign
@@ -221,3 +226,40 @@ def test_a_schedule_that_was_made_since_prefect_was_asked_is_not_forgotten(catal
     assert not catalog.schedule_lost(job.id, before) and catalog.is_scheduled(job.id)
     catalog.scheduled(job.id, before)
     assert catalog.schedule_lost(job.id, before) and not catalog.is_scheduled(job.id)
+
+
+@pytest.mark.parametrize(
+    ("ending", "asked", "status", "code"),
+    [
+        (True, False, JobStatus.IN_ERROR, "Run.Interrupted"),
+        (True, True, JobStatus.STOPPED, None),
+        (False, False, JobStatus.STOPPED, None),
+    ],
+)
+def test_a_run_that_ends_with_the_services_was_not_stopped_by_anybody(
+    ending: bool,
+    asked: bool,
+    status: JobStatus,
+    code: str | None,
+    catalog: Catalog,
+    source: Source,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = make_job(catalog, source)
+    run = started(catalog, job)
+    catalog.set_stage(job.id, BusinessStatus.SYNCING)
+    if asked:
+        catalog.request_stop(job.id)
+    if ending:
+        afterwards.ending_marker().touch()
+
+    def terminated(_run: Run) -> AbstractContextManager[Any]:
+        raise TerminationSignal(signal.SIGTERM)
+
+    monkeypatch.setattr(passing, "open_pass", terminated)
+    monkeypatch.setattr(passing, "get_run_logger", lambda: logging.getLogger("test"))
+    order = Order(job_id=job.id, job_name="web", source_name="web1")
+    with pytest.raises(TerminationSignal):
+        passing._do(order, run)
+    ended = catalog.job(job.id)
+    assert (ended.status, ended.error.code if ended.error else None) == (status, code)
