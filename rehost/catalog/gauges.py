@@ -43,6 +43,8 @@ class WithGauges:
         state = case(
             ((SourceRow.state == SourceState.AVAILABLE) & in_use, SourceState.IN_USE.value), else_=SourceRow.state
         ).label("shown")
+        # In two steps: PostgreSQL does not see that an expression with a subquery is the one that it groups by.
+        shown_states = select(state).subquery()
         with self._database.read() as session:
             jobs = session.execute(
                 select(JobRow.region_id, JobRow.status, func.count()).group_by(JobRow.region_id, JobRow.status)
@@ -63,7 +65,7 @@ class WithGauges:
             ).all()
             # As a float: a whole number of SQL has four bytes where the database is PostgreSQL.
             moved = session.execute(select(*(func.sum(RunRow.figures[name].as_float()) for name in MOVED))).one()
-            sources = session.execute(select(state, func.count()).group_by(state)).all()
+            sources = session.execute(select(shown_states.c.shown, func.count()).group_by(shown_states.c.shown)).all()
             images = session.execute(
                 select(ImageRow.region_id, ImageRow.kind, ImageRow.facts["disks"], ImageRow.facts["size"]).where(
                     ImageRow.deleted_at.is_(None)
