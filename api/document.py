@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from api.examples import examples
 from api.problems import MEDIA_TYPE, Problem, responses
 from api.request_ids import HEADER
 from api.security import scope_needed
@@ -71,13 +72,14 @@ def document(app: FastAPI) -> Json:
     components["schemas"].pop("HTTPValidationError", None)
     components["schemas"].pop("ValidationError", None)
     components["headers"] = _HEADERS
+    shown = examples()
     for path, operations in made["paths"].items():
         for method, operation in operations.items():
-            _complete(path, method, operation)
+            _complete(path, method, operation, shown)
     return made
 
 
-def _complete(path: str, method: str, operation: Json) -> None:
+def _complete(path: str, method: str, operation: Json, shown: Json) -> None:
     everywhere = [*_EVERYWHERE]
     if "security" in operation:
         everywhere += _WITH_KEYS
@@ -96,11 +98,11 @@ def _complete(path: str, method: str, operation: Json) -> None:
         examples = content.setdefault(MEDIA_TYPE, {}).setdefault("examples", {})
         examples.update(told["content"][MEDIA_TYPE]["examples"])
     for status, answer in answers.items():
-        _complete_answer(status, answer)
+        _complete_answer(status, answer, shown)
     operation["responses"] = dict(sorted(answers.items()))
 
 
-def _complete_answer(status: str, answer: Json) -> None:
+def _complete_answer(status: str, answer: Json, shown: Json) -> None:
     headers: Json = answer.setdefault("headers", {})
     headers[HEADER] = {"$ref": f"#/components/headers/{HEADER}"}
     if (told := answer.get("content", {}).get(MEDIA_TYPE)) is not None:
@@ -110,7 +112,10 @@ def _complete_answer(status: str, answer: Json) -> None:
         headers["Retry-After"] = {"$ref": "#/components/headers/Retry-After"}
     if status == "401":
         headers["WWW-Authenticate"] = {"$ref": "#/components/headers/WWW-Authenticate"}
-    schema = answer.get("content", {}).get("application/json", {}).get("schema", {})
+    content = answer.get("content", {}).get("application/json", {})
+    schema = content.get("schema", {})
+    if (name := schema.get("$ref", "").rpartition("/")[2]) in shown:
+        content["example"] = shown[name]
     if schema.get("$ref", "").endswith("/Job") or status == "304":
         headers.setdefault("ETag", {"$ref": "#/components/headers/ETag"})
     if status == "201":
