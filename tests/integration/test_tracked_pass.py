@@ -173,6 +173,7 @@ def test_a_live_disk_is_copied_by_what_is_written(disk: LoopDisk, tmp_path: Path
         while not ended.is_set():
             (tree / f"w{number % 40}").write_bytes(os.urandom(50_000))
             number += 1
+            ended.wait(0.002)  # in this very process it would take the time of who copies
 
     parent: str | None = None
     try:
