@@ -34,6 +34,7 @@ from tasks.store_care import tidy_store
 log = logging.getLogger(__name__)
 
 _ASKED = timedelta(minutes=2)  # after this a run that began and has no flow run will never get one
+_TRIED = timedelta(minutes=30)  # so long a run whose flow runs never begin is asked for again
 _ENDS = timedelta(minutes=2)  # a process that was told to end needs no longer
 _UNWIND_SECONDS = 30.0
 _LOOK_SECONDS = 0.2
@@ -108,6 +109,8 @@ def _is_ended(opened: Catalog, run: Run) -> bool:
         reason = "its process died"
     elif run.status is RunStatus.PENDING and seen.never_begins:
         reason = "a worker took its flow run, and no process of it began"
+        if not cancelling and not _older(run.created_at, _TRIED) and _is_requeued(opened, run):
+            return False
     elif run.status is RunStatus.PENDING and seen.state in ("RUNNING", "CANCELLING") and seen.is_older_than(_ASKED):
         reason = "the process of its flow run never took it"  # it waits for the catalog for a minute at most
     else:
@@ -117,6 +120,20 @@ def _is_ended(opened: Catalog, run: Run) -> bool:
     except OrchestrationAway as error:
         log.warning("%s", error)
     return _end(run, None if cancelling else reason)
+
+
+def _is_requeued(opened: Catalog, run: Run) -> bool:
+    """Nothing was done for the run yet: it waits for its turn once more, and its flow run may not begin any more."""
+    assert run.flow_run_id is not None
+    try:
+        asyncio.run(orchestration.end_run(run.flow_run_id, cancelled=False))
+    except OrchestrationAway as error:
+        log.warning("%s", error)
+        return True  # the next round sees it again
+    if not opened.requeue_run(run.id, flow_run_id=run.flow_run_id):
+        return False
+    log.warning("run %s of job %s: its flow run never began; it is asked for again", run.id, run.job_id)
+    return True
 
 
 def _ask_again(opened: Catalog, run: Run) -> None:

@@ -41,16 +41,20 @@ class Admission:
                     return run_records(session, [run])[0]
             return None
 
-    def requeue_run(self, run_id: str) -> bool:
-        """A run that got its place and no flow run waits again. One that a flow has claimed is left alone: False."""
+    def requeue_run(self, run_id: str, *, flow_run_id: str | None = None) -> bool:
+        """A run that got its place and no flow run, or that one, which never began, waits again.
+
+        One that a flow has claimed is left alone: False.
+        """
         with self._database.write() as session:
             lock_queue(session)
             run = session.get(RunRow, run_id)
-            if run is None or run.status != RunStatus.PENDING or run.flow_run_id is not None:
+            if run is None or run.status != RunStatus.PENDING or run.flow_run_id != flow_run_id:
                 return False
             job = job_row(session, run.job_id)
             if job.status != JobStatus.RUNNING:
                 return False
+            run.flow_run_id = None  # should it begin after all, it finds that the run is not its own
             restore_job(session, job, run)
             return True
 

@@ -71,6 +71,8 @@ def prefect_environment(configured: Settings) -> dict[str, str]:
         "REHOST_HOME": str(configured.home),
         # The services work in the checkout; the user's own file is meant.
         "REHOST_CONFIG": str(Path(os.environ.get("REHOST_CONFIG", "rehost.toml")).absolute()),
+        # Many runs that begin at once wait for each other's writes to its SQLite.
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_API_URL": url,
         "PREFECT_HOME": str(configured.home / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -23,7 +23,7 @@ from rehost.catalog.catalog import Catalog
 from rehost.catalog.database import now
 from rehost.catalog.records import Run, Source
 from rehost.catalog.states import BusinessStatus, JobStatus
-from rehost.errors import CatalogAway, OrchestrationAway, RunNotFound
+from rehost.errors import CatalogAway, JobInvalidStatus, OrchestrationAway, RunNotFound
 from rehost.settings import settings
 from tasks.run_pass import open_pass, reap_workspaces, sign
 from tests.support.running import wait_for
@@ -85,6 +85,27 @@ def test_a_process_whose_flow_run_people_ended_in_prefect_is_ended_before_its_ru
     wait_for("end of the process, which was told to", lambda: ended(process), seconds=20)
     assert housekeeping.put_right() == 1
     assert catalog.job(job.id).status is not JobStatus.RUNNING
+
+
+def test_a_run_whose_flow_run_never_begins_waits_for_its_turn_once_more(
+    catalog: Catalog, source: Source, prefect: Prefect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = catalog.begin_run(make_job(catalog, source).id, kind="manual")
+    catalog.attach_flow_run(run.id, "flow-1")
+    prefect.state, prefect.since = "PENDING", now() - timedelta(seconds=130)
+    assert housekeeping.put_right() == 0
+    assert ("end", "flow-1") in prefect.asked
+    job = catalog.job(run.job_id)
+    assert (job.status, job.queued) == (JobStatus.READY, True)
+    again = catalog.admit_run()
+    assert again is not None and (again.id, again.flow_run_id) == (run.id, None)
+    catalog.attach_flow_run(run.id, "flow-2")
+    with pytest.raises(JobInvalidStatus):
+        catalog.claim_run(run.job_id, flow_run_id="flow-1")
+
+    monkeypatch.setattr(housekeeping, "_TRIED", timedelta(0))
+    assert housekeeping.put_right() == 1
+    assert catalog.job(run.job_id).status is JobStatus.IN_ERROR
 
 
 @pytest.mark.parametrize(("state", "after"), [("RUNNING", JobStatus.IN_ERROR), ("CANCELLING", JobStatus.STOPPED)])
