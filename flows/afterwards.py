@@ -11,7 +11,7 @@ from flows import orchestration
 from rehost.catalog import admission
 from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Job, Run
-from rehost.errors import JobNotFound, RehostError
+from rehost.errors import JobNotFound, RehostError, RunInterrupted
 from rehost.settings import settings
 from tasks.run_pass import catalog
 
@@ -47,6 +47,14 @@ def count_from_the_last_run(opened: Catalog, job_id: str) -> None:
 def ending_marker() -> Path:
     """A file that is there while the services of this machine end: nothing begins that they would have to end too."""
     return settings().home / ".ending"
+
+
+def cancelled(opened: Catalog, run: Run) -> None:
+    """The run was cancelled: it is stopped. If it ends with the services it is InError, and a schedule goes on."""
+    if ending_marker().exists() and not opened.is_stopping(run.job_id):
+        opened.fail_run(run.id, RunInterrupted())
+    else:
+        opened.stop_run(run.id)
 
 
 def start_waiting(opened: Catalog) -> list[Run]:

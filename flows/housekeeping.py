@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 from prefect import flow
 
 from flows import orchestration
-from flows.afterwards import count_from_the_last_run, ending_marker, run_ended, start_waiting
+from flows.afterwards import cancelled, count_from_the_last_run, ending_marker, run_ended, start_waiting
 from flows.each import each
 from flows.retire import end_lost_verifications, retire_what_is_over
 from rehost.catalog.catalog import Catalog
@@ -186,7 +186,7 @@ def _end(run: Run, reason: str | None) -> bool:
     """With a reason the run crashed, without one it was stopped."""
     with catalog() as opened:
         if reason is None:
-            opened.stop_run(run.id)
+            cancelled(opened, run)
         else:
             opened.fail_run(run.id, RunCrashed(reason=reason))
     log.warning("run %s of job %s: %s", run.id, run.job_id, reason or "it was stopped")

@@ -17,11 +17,11 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run as this_flow_run
 from prefect.states import Completed, Failed
 
-from flows.afterwards import ending_marker, run_ended
+from flows.afterwards import cancelled, run_ended
 from flows.order import Order
 from rehost.catalog.records import Run
 from rehost.catalog.states import BusinessStatus, RunStatus
-from rehost.errors import JobInvalidStatus, JobNotFound, RehostError, RunCrashed, RunInterrupted
+from rehost.errors import JobInvalidStatus, JobNotFound, RehostError, RunCrashed
 from tasks.build import build_container, build_disk
 from tasks.image_care import forget_old_images
 from tasks.preflight import preflight
@@ -58,6 +58,19 @@ def run_pass(order: Order) -> State[Any]:
 
 
 def _do(order: Order, run: Run) -> State[Any]:
+    try:
+        return _passed(order, run)
+    except TerminationSignal:  # it may come while an error is being told
+        with catalog() as opened:
+            cancelled(opened, run)
+        raise
+    except BaseException as error:
+        with catalog() as opened:
+            opened.fail_run(run.id, RunCrashed(reason=f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _passed(order: Order, run: Run) -> State[Any]:
     log = get_run_logger()
     try:
         with open_pass(run) as this:
@@ -75,17 +88,6 @@ def _do(order: Order, run: Run) -> State[Any]:
             opened.fail_run(run.id, error)
         _say_next(order.job_id)
         return Failed(message=f"{error.code}: {error.message} {error.remedy}")
-    except TerminationSignal:
-        with catalog() as opened:
-            if ending_marker().exists() and not opened.is_stopping(order.job_id):
-                opened.fail_run(run.id, RunInterrupted())  # nobody wanted the job to stop: its schedule goes on
-            else:
-                opened.stop_run(run.id)
-        raise
-    except BaseException as error:
-        with catalog() as opened:
-            opened.fail_run(run.id, RunCrashed(reason=f"{type(error).__name__}: {error}"))
-        raise
     return Completed(message="Every image that was asked for exists and proved itself.")
 
 
@@ -130,7 +132,7 @@ def on_cancellation(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) 
     with catalog() as opened:
         run = opened.run_of_flow_run(str(flow_run.id))
         if run is not None:
-            opened.stop_run(run.id)
+            cancelled(opened, run)
     if run is not None:
         run_ended(run.job_id)
 

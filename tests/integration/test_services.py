@@ -380,7 +380,7 @@ def test_services_that_end_stop_their_runs_in_peace(
         "REHOST_PREFECT_PORT": str(free_port()),
     }
     with rehost_services(environment) as client:
-        job = job_of(client, {"kind": "path", "root": str(tree)}, bandwidth_limit_kbps=_SLOW_KBPS)
+        job = job_of(client, {"kind": "path", "root": str(tree)}, bandwidth_limit_kbps=_SLOW_KBPS // 4)
         client.post(f"/v1/jobs/{job['id']}/start", {})
         arrived(client, job["id"])
     assert not agents(tree)
