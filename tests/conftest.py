@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,3 +27,11 @@ def catalog(tmp_path: Path, database_url: str) -> Iterator[Catalog]:
     """An empty catalog in `database_url`."""
     with Catalog.open(Settings(home=tmp_path, database_url=database_url)) as catalog:
         yield catalog
+
+
+@pytest.fixture(autouse=True)
+def _where_the_tests_began() -> Iterator[None]:
+    """An agent that is served within the test's own process leaves it at `/`: the next test begins where all did."""
+    began = Path.cwd()
+    yield
+    os.chdir(began)

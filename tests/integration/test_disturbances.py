@@ -33,6 +33,7 @@ from tests.support.block_images import assemble
 from tests.support.faulty_link import FaultyLink
 from tests.support.trees import assert_same_tree
 
+ROOT = Path(__file__).parents[2]
 _CUTS = int(os.environ.get("REHOST_TEST_CUTS", "8"))
 _KILLS = int(os.environ.get("REHOST_TEST_KILLS", "4"))
 _SEED = int(os.environ.get("REHOST_TEST_SEED", "1"))
@@ -176,7 +177,7 @@ class Campaign:
             parent=self._parent,
             level=0,
         )
-        with spawn([sys.executable, "-m", "benchmarks.one_pass", work.model_dump_json()], cwd=Path.cwd()) as process:
+        with spawn([sys.executable, "-m", "benchmarks.one_pass", work.model_dump_json()], cwd=ROOT) as process:
             self._link.arm(after if fault else None, lambda: self._disturb(fault, process))
             out, _ = process.popen.communicate(timeout=_PASS_SECONDS)
             self._wait_for_the_agent()
