@@ -214,7 +214,7 @@ def _system_of(plan: DiskPlan, warnings: tuple[str, ...]) -> SystemDisk:
         boot_modes=modes[plan.selection.boot_mode],
         disk_guid=str(plan.layout.disk_guid),
         partitions=tuple(_partition_record(p, plan) for p in plan.layout.partitions),
-        fixups=tuple(ImageFixup(name=f.name, about=f.about, changes=f.changes) for f in plan.fixups),
+        fixups=tuple(ImageFixup(name=f.name, about=f.about, changes=f.changes, diff=f.diff) for f in plan.fixups),
         diff=_report(plan),
         warnings=(*plan.warnings, *warnings),
     )

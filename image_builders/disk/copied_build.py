@@ -133,7 +133,7 @@ def finish_system(
     if not root_in_files:
         warnings += look_at_root(raw, system, inventory, copied, plain)
     warnings += _left_out_mounts(inventory, copied, edited.selection)
-    fixups = [ImageFixup(name=f.name, about=f.about, changes=f.changes) for f in edited.fixups]
+    fixups = [ImageFixup(name=f.name, about=f.about, changes=f.changes, diff=f.diff) for f in edited.fixups]
     if look.loader is not None:
         about = (
             f"{printable(look.loader.encode())} was copied to /EFI/BOOT/BOOTX64.EFI of the EFI system partition: "

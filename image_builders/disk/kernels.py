@@ -9,6 +9,7 @@ from rehost.errors import BuildNoKernel
 from rehost.replication.tree import Tree, printable
 
 _KERNEL = re.compile(rb"boot/vmlinu[zx]-([A-Za-z0-9._+~-]{1,128})")  # such names need no quotes anywhere
+KERNEL_FILES = (b"boot/vmlinu[zx]-*", b"boot/initrd*", b"boot/initramfs*")  # patterns of all that is looked at here
 _INITRAMFS = (b"initrd.img-%s", b"initramfs-%s.img", b"initrd-%s", b"initramfs-%s", b"initrd-%s.img")
 
 

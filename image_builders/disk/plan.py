@@ -24,6 +24,7 @@ from rehost.replication.tree import Change, Tree, printable
 from rehost.source.inventory import Inventory
 
 _GRUB_BYTES = 16 * MIB  # what the boot loader's own files need, both kinds of firmware together
+_DIFF_MOST = 16_384  # characters of one fix-up's diff in a record
 _SPARE = 1.03  # a filesystem without a free block does not start
 
 
@@ -35,6 +36,7 @@ class FixupReport:
     about: str
     changes: int
     warnings: tuple[str, ...]
+    diff: str  # what it changed, for people; see Tree.diff
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,20 @@ def plan_tree(tree: Tree, inventory: Inventory, request: DiskRequest, copied: Co
             continue
         outcome = fixup.fix(edited, context)
         changes = tuple(change for change in outcome.changes if _may_edit(change, copied))
-        edited = edited.apply(changes)
+        before, edited = edited, edited.apply(changes)
         warnings += outcome.warnings
         if changes or outcome.warnings:
-            reports.append(FixupReport(fixup.name, fixup.about, len(changes), outcome.warnings))
+            diff = _bounded(edited.diff(before))
+            reports.append(FixupReport(fixup.name, fixup.about, len(changes), outcome.warnings, diff))
     return EditedTree(selection, edited, kernels, tuple(reports), tuple(warnings))
+
+
+def _bounded(diff: str) -> str:
+    """A diff for records and pages: whole lines, up to a bound."""
+    if len(diff) <= _DIFF_MOST:
+        return diff
+    shown = diff[: diff.rfind("\n", 0, _DIFF_MOST) + 1] or diff[:_DIFF_MOST] + "\n"
+    return f"{shown}(and {diff.count(chr(10), len(shown)):,} more lines; fixups.diff beside the image has them all)\n"
 
 
 def _may_edit(change: Change, copied: Copied) -> bool:

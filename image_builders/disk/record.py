@@ -46,6 +46,7 @@ class ImageFixup(Record):
     name: str
     about: str
     changes: int
+    diff: str = ""  # unified, up to 16 KiB; content that is closed to others is named, not shown
 
 
 class DiskImage(Record):

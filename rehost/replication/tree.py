@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import difflib
 import hashlib
+import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,12 @@ from rehost.replication.manifest import (
 
 _LINKS_FOLLOWED = 40  # as the kernel does
 _SHOWN_BYTES = 65_536  # longer or binary content is told of in a diff, not shown
+_OPEN_TO_OTHERS = 0o044
+# What follows such a word in a configuration is nobody else's, even where the file is open to all.
+_SECRET = re.compile(
+    r"""(?ix)( [\w.-]* (?: passw(?:or)?d | passphrase | pbkdf2 | psk | secret | token | wep-key | private-?key )
+    [\w.-]* (?: \s*[=:]\s*[\"']? | \s+ ) ) [^\s,;\"']+"""
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Put:
     content: bytes
     mode: int | None = None  # permission bits
     mtime_ns: int | None = None
+    public: bool = False  # nothing of a file that is closed to others is in it: diffs show it, whatever its mode
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Tree:
         self._chunks = chunks
         self._edited: dict[bytes, Entry | None] = {}
         self._content: dict[bytes, bytes] = {}
+        self._public: frozenset[bytes] = frozenset()  # edits that diffs show, whatever the mode
         self._columns = {name: single(self._table[name]) for name in FILES_SCHEMA.names}
         self._paths = _Paths(self._table["path"])
 
@@ -168,7 +177,7 @@ class Tree:
         """A new Tree with these changes made, in order. Parents that are missing appear as directories."""
         new = Tree.__new__(Tree)
         new._table, new._chunks, new._paths, new._columns = self._table, self._chunks, self._paths, self._columns
-        new._edited, new._content = dict(self._edited), dict(self._content)
+        new._edited, new._content, new._public = dict(self._edited), dict(self._content), self._public
         for change in changes:
             new._make(change)
         return new
@@ -200,6 +209,7 @@ class Tree:
             unstable=False,
         )
         self._edited[path] = _at(edited, mtime_ns)
+        self._public = self._public | {path} if change.public else self._public - {path}
 
     def _remove(self, path: bytes) -> None:
         for gone in [path, *self.below(path)]:
@@ -250,14 +260,26 @@ class Tree:
         added = table_of([entry for entry in self._edited.values() if entry is not None])
         return pa.concat_tables([kept, added]).sort_by("path").combine_chunks()
 
-    def diff(self) -> str:
-        """What the edits changed, as a unified diff for people; binary and long content is named, not shown."""
-        base = Tree(self._table, self._chunks)
-        return "".join(line for path in sorted(self._edited) for line in self._diff_of(path, base))
+    def diff(self, before: Tree | None = None) -> str:
+        """What the edits changed, or those since `before` (an earlier state of this tree): a unified diff for people.
+
+        Named, not shown, is content that is binary or long, and that of files which neither group nor others may read;
+        what follows a word such as `password` is taken out of every line.
+        """
+        base = before if before is not None else Tree(self._table, self._chunks)
+        changed = (path for path in sorted(self._edited) if self._edited[path] != base.get(path))
+        return "".join(line for path in changed for line in self._diff_of(path, base))
 
     def _diff_of(self, path: bytes, base: Tree) -> Iterator[str]:
         before, after = base.get(path), self._edited[path]
         name = printable(path)
+        if before is not None and after is not None and before.is_file and before.chunks == after.chunks:
+            if before.mode != after.mode:
+                yield f"Another mode: /{name} ({_told(before)} -> {_told(after)})\n"
+            return
+        if base._is_closed(before) or self._is_closed(after):
+            yield f"Not shown, closed to others: /{name} ({_told(before)} -> {_told(after)})\n"
+            return
         old, new = _shown(before, base), _shown(after, self)
         if old is None or new is None:
             yield f"Binary or long: /{name} ({_told(before)} -> {_told(after)})\n"
@@ -269,9 +291,17 @@ class Tree:
         )
         if not lines and (before is None) != (after is None):
             lines = [f"Only in {'the image' if after else 'the source'}: /{name} ({_told(after or before)})\n"]
-        elif not lines and before is not None and after is not None and before.mode != after.mode:
-            lines = [f"Another mode: /{name} ({_told(before)} -> {_told(after)})\n"]
         yield from (line if line.endswith("\n") else line + "\n" for line in lines)
+
+    def _is_closed(self, entry: Entry | None) -> bool:
+        """A file of the source that only its owner may read, or an edit that has something of one in it."""
+        return (
+            entry is not None
+            and entry.is_file
+            and entry.size > 0
+            and not entry.mode & _OPEN_TO_OTHERS
+            and entry.path not in self._public
+        )
 
 
 def printable(path: bytes) -> str:
@@ -321,7 +351,7 @@ def _shown(entry: Entry | None, tree: Tree) -> Sequence[str] | None:
     content = b"".join(_with_holes(entry, tree, entry.size))
     if b"\0" in content:
         return None
-    return [printable(line) + "\n" for line in content.splitlines()]
+    return [_SECRET.sub(r"\1(not shown)", printable(line)) + "\n" for line in content.splitlines()]
 
 
 def _told(entry: Entry | None) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from image_builders.disk.fixups import Context, Outcome, all_fixups
+from image_builders.disk.fixups import Context, Outcome, all_fixups, is_read, is_seen
 from image_builders.disk.kernels import find_kernels
 from image_builders.disk.request import DiskRequest
 from image_builders.disk.selection import select
 from rehost.errors import BuildNoKernel, BuildUnsupported
-from rehost.replication.tree import Tree
+from rehost.replication.manifest import table_of
+from rehost.replication.tree import Put, Tree
 from rehost.source.inventory import Disk, Interface, Inventory, Layer, Partition, Volume
 from tests.support.small_tree import small_tree
 
@@ -426,3 +427,81 @@ def test_every_fixup_says_what_it_is_for() -> None:
     fixups = all_fixups()
     assert len(fixups) >= 7 and len({f.name for f in fixups}) == len(fixups)
     assert all(f.about.endswith(".") for f in fixups)
+
+
+def edited(tree: Tree, inventory: Inventory) -> Tree:
+    """The tree after all fix-ups."""
+    context = Context(inventory, select(inventory, DiskRequest("m-1", "web")), find_kernels(tree, "web"))
+    for fixup in all_fixups():
+        tree = tree.apply(fixup.fix(tree, context).changes)
+    return tree
+
+
+@pytest.mark.parametrize("kind", ["ifupdown", "networkd", "netplan", "NetworkManager"])
+def test_the_part_of_a_tree_that_fixups_name_is_enough_for_them(kind: str) -> None:
+    wants = "etc/systemd/system/multi-user.target.wants"
+    files: dict[str, bytes | str | None] = {
+        **KERNEL,
+        "lib": "usr/lib",
+        "sbin": "usr/sbin",
+        "etc/fstab": b"/dev/vda1 / ext4 defaults 0 1\n/swap.img none swap sw 0 0\n/old none swap sw 0 0\n",
+        "swap.img": b"x",
+        "etc/default/grub": b"GRUB_TIMEOUT=1\n",
+        "etc/network/interfaces": b"auto ens3\niface ens3 inet dhcp\n",
+        "etc/network/interfaces.d/x": b"auto ens4\n",
+        "etc/systemd/network/ens.network": b"[Match]\nName=ens3\n",
+        "etc/resolv.conf": b"nameserver 192.0.2.1\n",
+        "usr/lib/systemd/systemd-networkd": b"x",
+        "usr/lib/systemd/system": None,
+        "etc/udev/rules.d/70-persistent-net.rules": b"x",
+        "etc/crypttab": b"a b c d\n",
+        "boot/grub/device.map": b"x",
+        "home/etc/fstab": b"not this one",
+    }
+    if kind == "ifupdown":
+        files |= {"usr/sbin/ifup": b"x", "usr/sbin/dhclient": b"x"}
+    elif kind == "netplan":
+        files |= {"usr/sbin/netplan": "../share/netplan/netplan.script", "etc/netplan/1.yaml": b"network: {}\n"}
+    elif kind == "NetworkManager":
+        profile = b"[connection]\ntype=ethernet\ninterface-name=ens3\n"
+        files |= {"usr/sbin/NetworkManager": b"x", f"{wants}/NetworkManager.service": "/x"}
+        files |= {"etc/NetworkManager/system-connections/a": profile}
+    whole = small_tree(files)
+    rows = [entry for path in (b"", *whole.below(b"")) if is_seen(path) and (entry := whole.get(path)) is not None]
+    part = Tree(table_of(rows), Unread(whole))
+    assert part.get(b"home/etc/fstab") is None
+    assert edited(part, server()).diff() == edited(whole, server()).diff() != ""
+
+
+class Unread:
+    """The content of a tree, of files that a fix-up says it reads."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        entries = [e for p in tree.below(b"") if is_read(p) and (e := tree.get(p)) is not None]
+        self._known = {chunk.sha256 for entry in entries for chunk in entry.chunks}
+
+    def read_chunk(self, sha256: bytes) -> bytes:
+        assert sha256 in self._known, "a fix-up reads what it does not name"
+        return self._tree.read_chunk(sha256)
+
+
+# --- diffs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_diff_shows_neither_closed_files_nor_what_follows_a_password() -> None:
+    tree = small_tree({"etc/a": b"user x\npassword=hunter2 b=c\nwpa-psk 12345678\n", "etc/b": b"x"})
+    closed = tree.apply([Put(b"etc/b", b"top secret\n", mode=0o600)])
+    assert "top secret" not in closed.diff() and "Not shown, closed to others: /etc/b" in closed.diff()
+    assert "top secret" not in closed.apply([Put(b"etc/b", b"more\n", mode=0o644)]).diff(closed)
+    assert "+ours" in tree.apply([Put(b"etc/c", b"ours\n", mode=0o600, public=True)]).diff()
+    after = tree.apply([Put(b"etc/a", b"user y\npassword=hunter2 b=c\nwpa-psk 12345678\n")])
+    assert "+user y" in after.diff() and " password=(not shown) b=c" in after.diff()
+    assert "hunter2" not in after.diff() and "12345678" not in after.diff()
+
+
+def test_the_diff_since_an_earlier_state_has_the_later_edits_alone() -> None:
+    first = small_tree({"a": b"1\n", "b": b"1\n"}).apply([Put(b"a", b"2\n")])
+    second = first.apply([Put(b"b", b"2\n")])
+    assert second.diff(first).startswith("--- a/b") and "a/a" not in second.diff(first)
+    assert second.apply([Put(b"a", b"3\n")]).diff(second).splitlines()[2:] == ["@@ -1 +1 @@", "-2", "+3"]

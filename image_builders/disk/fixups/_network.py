@@ -13,11 +13,26 @@ DHCP_CLIENTS = ("dhclient", "dhcpcd", "udhcpc")
 _ASIDE = b".before-rehost"  # appended to the name of a configuration that is set aside
 _WANTS = (b"etc/systemd/system/multi-user.target.wants/", b"etc/systemd/system/network-online.target.wants/")
 _PROGRAMS = (b"usr/sbin/", b"sbin/", b"usr/bin/", b"bin/", b"usr/lib/systemd/", b"lib/systemd/")
+_NAMED = ("ifup", "netplan", "NetworkManager", "systemd-networkd", *DHCP_CLIENTS)
+_SERVICES = (b"NetworkManager", b"systemd-networkd", b"systemd-resolved")
+# What the questions below look at, for the fix-ups that ask them.
+NETWORK_READS = (b"etc/network/interfaces",)
+NETWORK_SEES = (
+    *(folder + name.encode() for folder in _PROGRAMS for name in _NAMED),
+    *(wants + service + b".service" for wants in _WANTS for service in _SERVICES),
+    *(b"etc/rc[S235].d/S[0-9][0-9]" + service for service in _SERVICES),
+    b"etc/netplan/*.yaml",
+)
 _ETHERNET = ("en*", "eth*", "em[0-9]*", "p[0-9]*p[0-9]*")
 
 
 def has_program(tree: Tree, name: str) -> bool:
-    return any(tree.resolve(folder + name.encode()) is not None for folder in _PROGRAMS)
+    """A program of that name, or a link to one; what the link leads to is not looked at."""
+    for folder in _PROGRAMS:
+        real = tree.resolve(folder)
+        if real is not None and tree.get(real.path + b"/" + name.encode()) is not None:
+            return True
+    return False
 
 
 def is_enabled(tree: Tree, service: str) -> bool:

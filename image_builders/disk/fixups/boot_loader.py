@@ -146,7 +146,7 @@ def _fix(tree: Tree, context: Context) -> Outcome:
     name = context.inventory.os_name or context.inventory.os_id
     title = "".join(c for c in name if c.isascii() and (c.isalnum() or c in " ./()-"))[:60].strip() or "Linux"
     menu = _menu(context, [*arguments, *CONSOLES], title)
-    changes: list[Change] = [Put(grub_directory(tree) + b"/grub.cfg", menu.encode("ascii"), mode=0o600)]
+    changes: list[Change] = [Put(grub_directory(tree) + b"/grub.cfg", menu.encode("ascii"), mode=0o600, public=True)]
     if defaults_bytes is not None and _MARK not in defaults:
         lines = [
             _MARK,
@@ -168,4 +168,6 @@ FIXUP = Fixup(
         "that update-grub keeps it."
     ),
     fix=_fix,
+    reads=(_DEFAULTS, b"boot/grub/grub.cfg", b"boot/grub2/grub.cfg"),
+    sees=(b"boot/grub", b"boot/grub2", b"etc/initramfs-tools"),
 )

@@ -16,6 +16,9 @@ _FIELDS = re.compile(r"(\s*)(\S+)(\s+)(\S+)(\s+)(\S+)(?:(\s+)(\S+))?(.*)", re.DO
 _DEVICE = re.compile(r"/dev/|(UUID|LABEL|PARTUUID|PARTLABEL|ID)=", re.IGNORECASE)
 _DISK_NAME = re.compile(r"/dev/(?:[a-z]+d[a-z]+[0-9]*|nvme[0-9]|mmcblk[0-9]|disk/by-(?:id|path)/)")
 _NETWORK_TYPES = ("nfs", "nfs4", "cifs", "smb3", "glusterfs", "ceph", "fuse.sshfs", "fuse.s3fs", "9p")
+# Swap files, as installers, clouds and people name them. A line of fstab for a file of another name stays as it is.
+_SWAP_FILES = (b"*[Ss][Ww][Aa][Pp]*", b"*/*[Ss][Ww][Aa][Pp]*", b"*/*/*[Ss][Ww][Aa][Pp]*", b"*[Ss][Ww][Aa][Pp]*/*")
+_SWAP_FILE = re.compile(r"[^/]*(?:/[^/]*){0,2}swap[^/]*|[^/]*swap[^/]*/[^/]*", re.IGNORECASE)
 _NOTE = "# Rehost: not on this disk: "
 
 
@@ -123,7 +126,9 @@ def _is_file_of(tree: Tree, spec: str) -> bool:
     """A swap file that comes along."""
     if not spec.startswith("/") or spec.startswith("/dev/"):
         return False
-    entry = tree.resolve(spec.encode("utf-8", "surrogateescape").strip(b"/"))
+    if not _SWAP_FILE.fullmatch(spec.strip("/")):
+        return True
+    entry = tree.get(spec.encode("utf-8", "surrogateescape").strip(b"/"))
     return entry is not None and entry.is_file
 
 
@@ -150,4 +155,6 @@ FIXUP = Fixup(
         "disks that do not come along are commented out, since systemd would wait for them and go into emergency mode."
     ),
     fix=_fix,
+    reads=(_PATH,),
+    sees=_SWAP_FILES,
 )

@@ -57,4 +57,6 @@ FIXUP = Fixup(
         "them. The machine id is kept: it is the same server."
     ),
     fix=_fix,
+    reads=(_RESUME, _CRYPTTAB, *_DEVICE_MAP),
+    sees=tuple(path for path, _ in _DIRECTORIES),
 )

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from image_builders.disk.fixups import Context, Fixup, Outcome
 from image_builders.disk.fixups._network import (
+    NETWORK_READS,
+    NETWORK_SEES,
     has_program,
     is_ethernet,
     static_warning,
@@ -141,4 +143,6 @@ FIXUP = Fixup(
         "the network is another; what was said of the old cards stays there as comments."
     ),
     fix=_fix,
+    reads=(*NETWORK_READS, _FOLDER + b"/*", _SCRIPT),
+    sees=NETWORK_SEES,
 )

@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 
 from image_builders.disk.fixups import Context, Fixup, Outcome
-from image_builders.disk.fixups._network import static_warning, uses_netplan, uses_network_manager
+from image_builders.disk.fixups._network import (
+    NETWORK_READS,
+    NETWORK_SEES,
+    static_warning,
+    uses_netplan,
+    uses_network_manager,
+)
 from rehost.replication.tree import Change, Put, Tree
 
 _FOLDER = b"etc/NetworkManager/system-connections"
@@ -70,4 +76,6 @@ FIXUP = Fixup(
         "names and addresses on the target and the network is another."
     ),
     fix=_fix,
+    reads=(*NETWORK_READS, _FOLDER + b"/*"),
+    sees=NETWORK_SEES,
 )

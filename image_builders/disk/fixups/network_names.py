@@ -17,4 +17,5 @@ FIXUP = Fixup(
     order=45,
     about="Rules that tie names to the old cards' addresses go, since the new cards would get other names by them.",
     fix=_fix,
+    reads=_RULES,
 )

@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 
 from image_builders.disk.fixups import Context, Fixup, Outcome
-from image_builders.disk.fixups._network import set_aside, static_warning, uses_netplan, uses_network_manager
+from image_builders.disk.fixups._network import (
+    NETWORK_READS,
+    NETWORK_SEES,
+    set_aside,
+    static_warning,
+    uses_netplan,
+    uses_network_manager,
+)
 from rehost.replication.tree import Change, Put, Tree, printable
 
 _FOLDER = b"etc/netplan"
@@ -45,7 +52,7 @@ def _fix(tree: Tree, context: Context) -> Outcome:
         if re.search(r"^\s*(bridges|bonds|vlans|tunnels|wifis)\s*:", text, re.MULTILINE):
             warnings.append(f"/{printable(path)} has interfaces built on cards; they are not made in the image.")
     renderer = "NetworkManager" if uses_network_manager(tree) else "networkd"
-    changes.append(Put(_OWN, _CONTENT.format(renderer=renderer).encode(), mode=0o600))
+    changes.append(Put(_OWN, _CONTENT.format(renderer=renderer).encode(), mode=0o600, public=True))
     return Outcome(tuple(changes), tuple(warnings))
 
 
@@ -57,4 +64,6 @@ FIXUP = Fixup(
         "the network is another; its files of the old cards are kept under another name."
     ),
     fix=_fix,
+    reads=(*NETWORK_READS, _FOLDER + b"/*.yaml"),
+    sees=NETWORK_SEES,
 )

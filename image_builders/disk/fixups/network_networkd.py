@@ -6,6 +6,8 @@ import re
 
 from image_builders.disk.fixups import Context, Fixup, Outcome
 from image_builders.disk.fixups._network import (
+    NETWORK_READS,
+    NETWORK_SEES,
     has_program,
     is_enabled,
     is_ethernet,
@@ -93,4 +95,6 @@ FIXUP = Fixup(
         "target and the network is another; files that named the old cards are kept under another name."
     ),
     fix=_fix,
+    reads=(*NETWORK_READS, _FOLDER + b"/*.network", b"etc/resolv.conf"),
+    sees=(*NETWORK_SEES, *(folder.rstrip(b"/") for folder in _UNITS)),
 )
