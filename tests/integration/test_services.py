@@ -387,27 +387,3 @@ def test_services_that_end_stop_their_runs_in_peace(
     with Catalog.open(Settings(home=tmp_path / "home")) as catalog:
         ended = catalog.job(job["id"])
     assert (ended.status, ended.error.code if ended.error else None) == ("InError", "Run.Interrupted")
-
-
-def test_an_incremental_job_runs_by_its_schedule_and_goes_on_after_a_restart(
-    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    environment = {
-        "REHOST_HOME": str(tmp_path / "home"),
-        "REHOST_API_PORT": str(free_port()),
-        "REHOST_PREFECT_PORT": str(free_port()),
-        "REHOST_HOUR_SECONDS": "20",
-    }
-
-    def scheduled() -> set[str]:
-        runs = client.get(f"/v1/jobs/{job['id']}/runs?limit=50")["items"]
-        return {run["id"] for run in runs if run["kind"] == "schedule" and run["ended_at"]}
-
-    with rehost_services(environment) as client:
-        job = job_of(client, {"kind": "path", "root": str(tree)}, incremental={"interval_hours": 1})
-        client.post(f"/v1/jobs/{job['id']}/start", {})
-        wait_for("run by the schedule", scheduled)
-    with rehost_services(environment) as client:
-        before = scheduled()
-        wait_for("run by the schedule after the restart", lambda: scheduled() - before)
