@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
@@ -12,6 +12,7 @@ from api.downloads import HEADERS, download
 from api.models import ImageAnswer, ImageChange, image_answer
 from api.problems import responses
 from rehost.catalog.records import Page
+from rehost.disk_formats import DiskFormat
 from rehost.errors import ImageDiskNotFound, ImageFileNotFound, ImageInUse, ImageNotFound, RangeNotSatisfiable
 from rehost.images.files import archive_file, disk_file
 from rehost.images.removal import remove_deleted
@@ -19,7 +20,7 @@ from rehost.images.removal import remove_deleted
 router = APIRouter(prefix="/images", tags=["images"])
 
 DiskIndex = Annotated[int, Path(ge=0, le=16, description="as `disks` has it; 0 is the system disk")]
-DiskFormat = Annotated[Literal["qcow2", "raw", "vhd"] | None, Query(description="default: the first that there is")]
+WantedFormat = Annotated[DiskFormat | None, Query(description="default: the first that there is")]
 
 _FILE = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 _DOWNLOAD: dict[int | str, dict[str, Any]] = {
@@ -63,7 +64,7 @@ def delete_image(id: str, catalog: TheCatalog, settings: TheSettings) -> Respons
 
 @router.get("/{id}/disks/{index}", response_class=Response, responses=_DOWNLOAD)
 def download_disk(
-    id: str, index: DiskIndex, catalog: TheCatalog, request: Request, format: DiskFormat = None
+    id: str, index: DiskIndex, catalog: TheCatalog, request: Request, format: WantedFormat = None
 ) -> Response:
     """A disk of the image as a file. Takes `Range` (one), `If-Range` and `If-None-Match`."""
     return download(id, disk_file(catalog.image(id), index, format), request)
@@ -71,7 +72,7 @@ def download_disk(
 
 @router.head("/{id}/disks/{index}", response_class=Response, responses=_DOWNLOAD)
 def look_at_disk(
-    id: str, index: DiskIndex, catalog: TheCatalog, request: Request, format: DiskFormat = None
+    id: str, index: DiskIndex, catalog: TheCatalog, request: Request, format: WantedFormat = None
 ) -> Response:
     """What a download would answer, without the file."""
     return download(id, disk_file(catalog.image(id), index, format), request)

@@ -12,6 +12,7 @@ from image_builders.disk.gpt import SECTOR
 from image_builders.disk.regions import Blocks, check_regions
 from image_builders.disk.request import DiskRequest
 from image_builders.disk.selection import Copied
+from rehost.disk_formats import KINDS
 from rehost.errors import BuildDiskTooSmall, BuildUnsupported
 from rehost.replication.tree import printable
 from rehost.source.inventory import Disk, Inventory, Partition
@@ -52,7 +53,8 @@ def copied_disks(inventory: Inventory, blocks: Blocks, request: DiskRequest) -> 
         numbers = tuple(n for n, region in enumerate(blocks.regions) if region.disk == disk.index)
         if not numbers or disk.index in request.left_out:
             continue
-        own = -(-disk.size_bytes // SECTOR) * SECTOR
+        unit = max(KINDS[name].multiple for name in (*request.formats, "raw"))
+        own = -(-disk.size_bytes // unit) * unit
         size = request.size_bytes if disk.index == 0 else request.data_sizes.get(disk.index)
         size = own if size is None else size // SECTOR * SECTOR
         if size < own:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from image_builders.disk import formats
 from image_builders.disk.record import DiskFile
-from image_builders.disk.request import Format
+from rehost.disk_formats import KINDS, DiskFormat
 from rehost.errors import BuildConversionDiffers, StoreNoSpace
 from rehost.progress import Progress
 
@@ -20,13 +20,14 @@ from rehost.progress import Progress
 RECORD = "image.json"
 DIFF = "fixups.diff"
 SCRATCH = "scratch.partial"
-_DISK_FILE = re.compile(r"disk-[0-9]{1,5}\.(?:raw|qcow2|vhd)(?:\.partial)?")
+_ENDINGS = "|".join(re.escape(kind.ending) for kind in KINDS.values())
+_DISK_FILE = re.compile(rf"disk-[0-9]{{1,5}}\.(?:{_ENDINGS})(?:\.partial)?")
 
 
 class Meter:
     """One progress over all steps: the content once, then for each format once for writing and once for hashing."""
 
-    def __init__(self, progress: Progress, content: int, wanted: tuple[Format, ...]) -> None:
+    def __init__(self, progress: Progress, content: int, wanted: tuple[DiskFormat, ...]) -> None:
         self._progress = progress
         self._total = max(content * (1 + 2 * len(wanted)), 1)
         self._base = 0
@@ -46,7 +47,7 @@ class Meter:
 
 
 def deliver(
-    raw: Path, index: int, size_bytes: int, wanted: tuple[Format, ...], directory: Path, meter: Meter, content: int
+    raw: Path, index: int, size_bytes: int, wanted: tuple[DiskFormat, ...], directory: Path, meter: Meter, content: int
 ) -> tuple[DiskFile, ...]:
     """Make each format from the raw disk `index`, check it, hash it; the raw disk itself last, by a rename.
 
@@ -54,11 +55,11 @@ def deliver(
     """
     files: list[DiskFile] = []
     for name in sorted(wanted, key=lambda n: n == "raw"):
-        final = directory / f"disk-{index}.{name}"
+        final = directory / f"disk-{index}.{KINDS[name].ending}"
         if name == "raw":
             partial = raw
         else:
-            partial = directory / f"disk-{index}.{name}.partial"
+            partial = final.with_name(f"{final.name}.partial")
             note = f"converting to {name}"
             formats.convert(raw, partial, name, lambda part, note=note: meter.step(part, content, note))  # type: ignore[misc]
         meter.end_step(content)

@@ -1,4 +1,4 @@
-"""Formats of a finished disk: raw, qcow2 and VHD; and the SHA-256 of files that are mostly holes."""
+"""Files of a finished disk in each of its formats; and the SHA-256 of files that are mostly holes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import re
 import selectors
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from image_builders.disk.request import Format
+from rehost.disk_formats import KINDS, DiskFormat
 from rehost.errors import BuildConversionDiffers, ProgramFailed, ProgramTimeout
 from rehost.run import run, spawn
 
@@ -24,38 +23,23 @@ _TIMEOUT = 6 * 3600.0
 _SILENT_SECONDS = 1800.0  # qemu-img says how far it is; without a word for so long it hangs
 
 
-@dataclass(frozen=True)
-class _Kind:
-    name: str  # as qemu-img calls it
-    options: tuple[str, ...]
-    compressed: bool
-
-
-_KINDS: dict[Format, _Kind] = {
-    "raw": _Kind("raw", (), False),
-    "qcow2": _Kind("qcow2", ("compression_type=zstd",), True),
-    # A fixed VHD is the raw disk and a footer of 512 bytes; without force_size its size is rounded to whole cylinders.
-    "vhd": _Kind("vpc", ("subformat=fixed", "force_size=on"), False),
-}
-
-
-def qemu_format(name: Format) -> str:
+def qemu_format(name: DiskFormat) -> str:
     """The name that QEMU's programs have for a format."""
-    return _KINDS[name].name
+    return KINDS[name].driver
 
 
-def convert(raw: Path, target: Path, wanted: Format, progress: Callable[[float], None]) -> None:
+def convert(raw: Path, target: Path, wanted: DiskFormat, progress: Callable[[float], None]) -> None:
     """Write `target` in the wanted format from a raw disk, and compare the two.
 
     `progress` is given the part that is done, 0 to 1. Raises ProgramFailed, ProgramTimeout, BuildConversionDiffers.
     """
-    kind = _KINDS[wanted]
-    argv = ["qemu-img", "convert", "-p", "-f", "raw", "-O", kind.name]
+    kind = KINDS[wanted]
+    argv = ["qemu-img", "convert", "-p", "-f", "raw", "-O", kind.driver]
     argv += ["-c"] if kind.compressed else []
     argv += ["-o", ",".join(kind.options)] if kind.options else []
     _follow([*argv, str(raw), str(target)], lambda part: progress(part * 0.8))
     compared = run(
-        ["qemu-img", "compare", "-f", "raw", "-F", kind.name, str(raw), str(target)], timeout=_TIMEOUT, check=False
+        ["qemu-img", "compare", "-f", "raw", "-F", kind.driver, str(raw), str(target)], timeout=_TIMEOUT, check=False
     )
     if compared.status != 0:
         reason = (compared.stdout.decode("utf-8", "replace") + compared.stderr).strip()[-500:]
@@ -83,7 +67,7 @@ def _follow(argv: list[str], progress: Callable[[float], None]) -> None:
             raise ProgramFailed(program=argv[0], status=status, stderr=process.stderr().strip()[-2000:])
 
 
-def virtual_size(path: Path, wanted: Format) -> int:
+def virtual_size(path: Path, wanted: DiskFormat) -> int:
     """The size of the disk inside a file, as QEMU reads it."""
     told = run(["qemu-img", "info", "--output=json", "-f", qemu_format(wanted), str(path)], timeout=120.0)
     return int(json.loads(told.stdout)["virtual-size"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from image_builders.disk.request import Format
+from rehost.disk_formats import DiskFormat
 from rehost.source.inventory import Record
 
 Firmware = Literal["bios", "uefi"]
@@ -17,7 +17,7 @@ class DiskFile(Record):
 
     index: int
     role: Literal["system", "data"]
-    format: Format
+    format: DiskFormat
     virtual_size: int  # bytes of the disk
     file_size: int  # bytes of the file
     sha256: str

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Format = Literal["qcow2", "raw", "vhd"]
+from rehost.disk_formats import DiskFormat
+
 BootMode = Literal["bios", "uefi", "both"]
 
 
@@ -19,7 +20,7 @@ class DiskRequest:
 
     image_id: str
     name: str
-    formats: tuple[Format, ...] = ("qcow2",)
+    formats: tuple[DiskFormat, ...] = ("qcow2",)
     boot_mode: BootMode = "both"
     size_bytes: int | None = None
     partition_sizes: Mapping[str, int] = field(default_factory=dict)  # device of the source "0_1": bytes

@@ -8,6 +8,7 @@ from typing import Any
 
 from rehost.catalog import sheet
 from rehost.catalog.faults import Fault, raise_faults
+from rehost.disk_formats import KINDS
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,11 @@ JOB_COLUMNS: Mapping[str, Column] = {
     "description": Column("/description", "2 to 128 characters"),
     "image": Column("/targets/image", "yes or no: a disk image; default yes", sheet.flag),
     "image_name": Column("/targets/image/name", "default: the job's name"),
-    "formats": Column("/targets/image/formats", "qcow2, raw, vhd, several by semicolons; default qcow2", sheet.several),
+    "formats": Column(
+        "/targets/image/formats",
+        f"{', '.join(KINDS)}, several by semicolons; default qcow2",
+        sheet.several,
+    ),
     "boot_mode": Column("/targets/image/boot_mode", "bios, uefi or both; default both"),
     "container": Column("/targets/container_image", "NAMESPACE/REPOSITORY[:TAG]: a container image too"),
     "system_size_gib": Column("/disks/system/size_gib", "size of the system disk; default: the source's", sheet.whole),

@@ -14,12 +14,12 @@ from pydantic_core import PydanticCustomError
 from rehost.catalog import cron
 from rehost.catalog.bandwidth import Bandwidth, Zone
 from rehost.catalog.names import OCI_NAME, OCI_TAG, Description, Name, Tags, check_no_nul
+from rehost.disk_formats import DiskFormat
 
 Integer = Annotated[int, Field(strict=True)]  # "5" and true are no numbers
 Moment = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]  # told as UTC, with `Z`
 Flag = Annotated[bool, Field(strict=True)]
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
-DiskFormat = Literal["qcow2", "raw", "vhd"]
 BootMode = Literal["bios", "uefi", "both"]
 _SECRET_FIELDS = ("password", "token", "auth", "identitytoken")
 

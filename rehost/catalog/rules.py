@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rehost.catalog.faults import Fault
-from rehost.catalog.job import ExecuteAt, JobSpec, PartitionSpec
+from rehost.catalog.job import DataDisk, ExecuteAt, JobSpec, PartitionSpec
+from rehost.disk_formats import KINDS
 from rehost.regions.regions import RegionRecord
 from rehost.replication.pass_plan import conflicts, plan_pass
 from rehost.source.inventory import Disk, Inventory, Partition
@@ -152,6 +153,25 @@ def _disks(whole: Asked) -> Iterator[Fault]:
         yield from _disk(at, data.index, disk, used, data.size_gib, data.partitions, asked.block_replication)
 
 
+def _formats(asked: Asked) -> Iterator[Fault]:
+    """A VHD holds a disk of 2,040 GiB at most."""
+    image = asked.spec.targets.image
+    data = {disk.index: disk for disk in asked.spec.disks.data}
+    for disk in asked.inventory.disks:
+        wanted = asked.spec.disks.system if disk.index == 0 else data.get(disk.index)
+        if isinstance(wanted, DataDisk) and not wanted.include:
+            continue
+        size = wanted.size_gib * GIB if wanted and wanted.size_gib else disk.size_bytes
+        for name in image.formats if image else ():
+            most = KINDS[name].most_bytes
+            if most is not None and size > most:
+                yield Fault(
+                    "/targets/image/formats",
+                    f"{name} holds a disk of {most // GIB} GiB at most, and disk {disk.index} has "
+                    f"{-(-size // GIB)} GiB: ask for qcow2 or raw",
+                )
+
+
 def _keeps_layout(disk: Disk, spec: JobSpec) -> bool:
     """Whether a partition of the disk is asked for in blocks."""
     wanted = chosen(spec)
@@ -254,6 +274,7 @@ _RULES: tuple[tuple[frozenset[str], Callable[[Asked], Iterator[Fault]]], ...] = 
     (frozenset({"source_id", "targets", "disks"}), _container),
     (frozenset({"disks", "incremental"}), _tracking),
     (frozenset({"source_id", "disks"}), _disks),
+    (frozenset({"source_id", "targets", "disks"}), _formats),
     (frozenset({"region_id", "network"}), _network),
 )
 """The fields that a rule looks at, and the rule. Rules with `source_id` need the inventory."""

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from rehost.cli.client import Client, Json
+from rehost.disk_formats import ending_of
 from rehost.errors import DownloadDamaged, DownloadNotWritten
 
 _PIECE_BYTES = 1 << 20
@@ -45,7 +47,7 @@ def files_of(image: Json) -> list[Wanted]:
         return [Wanted("image.tar", f"/v1/images/{image['id']}/archive", None, None)]
     return [
         Wanted(
-            f"disk-{int(disk['index'])}.{_plain(disk['format'])}",
+            f"disk-{int(disk['index'])}.{ending_of(_plain(disk['format']))}",
             f"/v1/images/{image['id']}/disks/{int(disk['index'])}?format={_plain(disk['format'])}",
             int(disk["file_size"]),
             str(disk["sha256"]),
@@ -56,7 +58,7 @@ def files_of(image: Json) -> list[Wanted]:
 
 def _plain(format: object) -> str:
     text = str(format)
-    if not text.isalnum():
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,32}", text):
         raise DownloadNotWritten(path=text, reason="the API names a format that is none")
     return text
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from rehost.cli.bandwidth import add_bandwidth, bandwidth_of
 from rehost.cli.client import Json
 from rehost.cli.parsing import UsageError, tags_of
+from rehost.disk_formats import KINDS
 
 
 def add_spec(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +39,7 @@ def _add_fields(parser: argparse.ArgumentParser) -> None:
     add("--tag", action="append", metavar="KEY=VALUE")
     images = parser.add_argument_group("what is made (default: a disk image)")
     images.add_argument("--no-image", action="store_true", help="no disk image")
-    images.add_argument("--format", action="append", metavar="FORMAT", help="qcow2, raw or vhd; several")
+    images.add_argument("--format", action="append", metavar="FORMAT", help=f"{', '.join(KINDS)}; several")
     images.add_argument("--boot-mode", metavar="MODE", help="bios, uefi or both")
     images.add_argument("--image-name", metavar="NAME")
     images.add_argument("--system-size-gib", type=int, metavar="N", help="size of the system disk")

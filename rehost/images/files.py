@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rehost.catalog.records import Image, VerificationRecord
+from rehost.disk_formats import ending_of, media_type_of
 from rehost.errors import EvidenceNotFound, ImageDiskNotFound, ImageFileNotFound
 from rehost.settings import Settings
 from rehost.verification.console import cleaned
@@ -14,9 +15,6 @@ from rehost.verification.console import cleaned
 EvidenceKind = Literal["console_log", "screenshot", "report"]
 
 _MAX_EVIDENCE_BYTES = 64 << 20  # more than any verification keeps
-# As the shared MIME-info database of freedesktop.org has them.
-_MEDIA_TYPES = {"qcow2": "application/x-qemu-disk", "vhd": "application/x-vhd-disk"}
-_RAW = "application/x-raw-disk-image"
 _TAR = "application/x-tar"
 _EVIDENCE_TYPES: dict[EvidenceKind, str] = {
     "console_log": "text/plain; charset=utf-8",
@@ -53,8 +51,8 @@ def disk_file(image: Image, index: int, format: str | None) -> ImageFile:
     part = f"-disk-{index}" if index else ""
     return ImageFile(
         path,
-        f"{image.name}{part}.{found['format']}",
-        _MEDIA_TYPES.get(found["format"], _RAW),
+        f"{image.name}{part}.{ending_of(str(found['format']))}",
+        media_type_of(str(found["format"])),
         str(found["sha256"]),
         str(found["sha256"]),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from rehost.disk_formats import driver_of
 from rehost.errors import SourceImageDamaged, SourceUnsupported
 from rehost.run import run
 from rehost.source.partition_tables import read_table
@@ -23,12 +24,10 @@ _EXT_MAGIC_AT, _EXT_MAGIC = 1024 + 56, b"\x53\xef"  # Documentation/filesystems/
 _LINK = f"/etc/systemd/system/sysinit.target.wants/{UNIT}"
 _LINK_TARGET = f"../{UNIT}"
 
-_DRIVERS = {"raw": "raw", "qcow2": "qcow2", "vhd": "vpc"}
-
 
 def raw_copy(image: Path, image_format: str, copy: Path) -> None:
     """Write `image` as a sparse raw file. Raises ProgramFailed where it cannot be read or there is no room."""
-    argv = ["qemu-img", "convert", "-q", "-f", _DRIVERS[image_format], "-O", "raw", "--", str(image), str(copy)]
+    argv = ["qemu-img", "convert", "-q", "-f", driver_of(image_format), "-O", "raw", "--", str(image), str(copy)]
     run(argv, timeout=_COPY_SECONDS)
 
 

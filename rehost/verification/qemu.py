@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
+from rehost.disk_formats import DiskFormat, driver_of
 from rehost.errors import ProgramFailed, ProgramNotFound, ProgramTimeout
 from rehost.run import Process, spawn
 from rehost.verification.console import cleaned
@@ -42,7 +43,6 @@ _BANNER_SECONDS = 15.0  # for a service's first words on one connection
 _WAIT_SECONDS = 1.0  # at a time, so that a thread that is told to stop hears it
 _RETRY_SECONDS = 0.5  # between two tries to reach a port of the guest
 
-_DRIVERS = {"raw": "raw", "qcow2": "qcow2", "vhd": "vpc"}
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 # Code and variables of the UEFI firmware: Debian and Ubuntu, Fedora, Arch.
@@ -59,7 +59,7 @@ class MachineSpec:
     """What the guest is made of."""
 
     disk: Path | None = None
-    disk_format: Literal["raw", "qcow2", "vhd"] = "raw"
+    disk_format: DiskFormat = "raw"
     data_disks: tuple[tuple[Path, str], ...] = ()  # further disks and their formats; never written to
     writable: bool = False  # False: the image is only read; what the guest writes is thrown away at the end
     durable: bool = True  # False: what the guest flushes need not survive the worker; for throw-away copies
@@ -362,7 +362,7 @@ def _command(spec: MachineSpec, folder: Path, descriptors: Mapping[str, int]) ->
         cache = "writeback" if spec.writable and spec.durable else "unsafe"
         argv += [
             "-drive",
-            f"if=none,id=disk,driver={_DRIVERS[spec.disk_format]},file.driver=file,"
+            f"if=none,id=disk,driver={driver_of(spec.disk_format)},file.driver=file,"
             f"file.filename={_escaped(spec.disk.absolute())},cache={cache},discard=unmap,"
             f"snapshot={'off' if spec.writable else 'on'}",
         ]
@@ -371,7 +371,7 @@ def _command(spec: MachineSpec, folder: Path, descriptors: Mapping[str, int]) ->
     for number, (path, kind) in enumerate(spec.data_disks, 1):
         argv += [
             "-drive",
-            f"if=none,id=data{number},driver={_DRIVERS[kind]},file.driver=file,"
+            f"if=none,id=data{number},driver={driver_of(kind)},file.driver=file,"
             f"file.filename={_escaped(path.absolute())},cache=unsafe,discard=unmap,snapshot=on",
         ]
         argv += ["-device", f"virtio-blk-pci,drive=data{number}"]

@@ -9,6 +9,7 @@ import pytest
 
 from image_builders.disk.build import build_disk
 from image_builders.disk.request import DiskRequest
+from rehost.disk_formats import DiskFormat
 from rehost.run import find
 from rehost.verification.qemu import Machine, MachineSpec
 from tests.support.small_server import MIB, VERSION, server, server_tree
@@ -23,17 +24,17 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    request = DiskRequest("m-1", "web", formats=("qcow2",), size_bytes=700 * MIB)
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    request = DiskRequest("m-1", "web", formats=("qcow2", "vhd-dynamic"), size_bytes=700 * MIB)
     built = build_disk(server_tree(), server(), request, tmp_path_factory.mktemp("image"))
-    return Path(built.disks[0].location)
+    return {disk.format: Path(disk.location) for disk in built.disks}
 
 
-@pytest.mark.parametrize("firmware", ["bios", "uefi"])
+@pytest.mark.parametrize(("firmware", "disk_format"), [("bios", "vhd-dynamic"), ("uefi", "qcow2")])
 def test_each_firmware_starts_grub_which_loads_the_kernel_by_the_menu(
-    image: Path, tmp_path: Path, firmware: Literal["bios", "uefi"]
+    images: dict[str, Path], tmp_path: Path, firmware: Literal["bios", "uefi"], disk_format: DiskFormat
 ) -> None:
-    spec = MachineSpec(disk=image, disk_format="qcow2", firmware=firmware, network=False)
+    spec = MachineSpec(disk=images[disk_format], disk_format=disk_format, firmware=firmware, network=False)
     with Machine(spec, scratch=tmp_path, console_log=tmp_path / "console.log") as machine:
         loading = machine.wait_for_console(f"Loading Linux {VERSION}".encode(), 120.0)
         # The file is found and read; that it is no kernel is what GRUB says of it.

@@ -15,6 +15,7 @@ from image_builders.disk.build import build_disk
 from image_builders.disk.plan import files_of, plan_disk
 from image_builders.disk.record import DiskImage
 from image_builders.disk.request import DiskRequest
+from rehost.disk_formats import DiskFormat
 from rehost.errors import BuildInitramfsLacksDriver, BuildNoBootLoader
 from rehost.replication.manifest import FILES_SCHEMA
 from rehost.run import find
@@ -28,6 +29,7 @@ needs_tools = pytest.mark.skipif(
     or not Path("/usr/lib/grub/x86_64-efi/moddep.lst").is_file(),
     reason="qemu-img, mtools, grub-pc-bin or grub-efi-amd64-bin is not installed",
 )
+FORMATS: tuple[DiskFormat, ...] = ("qcow2", "qcow2-plain", "raw", "vhd", "vhd-dynamic")
 REQUEST = DiskRequest("m-1", "web", formats=("raw",), size_bytes=700 * MIB)
 
 
@@ -64,14 +66,15 @@ def test_an_initramfs_without_the_drivers_is_refused() -> None:
 @needs_tools
 def test_an_image_holds_what_was_planned_and_says_so(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    request = replace(REQUEST, name="../../evil/\0name", formats=("qcow2", "raw", "vhd"))
+    request = replace(REQUEST, name="../../evil/\0name", formats=FORMATS)
     tree, inventory = server_tree(), server()
     directory = tmp_path / "image"
     image = build_disk(tree, inventory, request, directory, lambda done, total, note="": told.append((done, total)))
     assert sorted(os.listdir(tmp_path)) == ["image"]
-    assert sorted(os.listdir(directory)) == ["disk-0.qcow2", "disk-0.raw", "disk-0.vhd", "fixups.diff", "image.json"]
+    files = ["disk-0.dynamic.vhd", "disk-0.plain.qcow2", "disk-0.qcow2", "disk-0.raw", "disk-0.vhd"]
+    assert sorted(os.listdir(directory)) == [*files, "fixups.diff", "image.json"]
     assert DiskImage.model_validate_json((directory / "image.json").read_text()) == image
-    assert [disk.format for disk in image.disks] == ["qcow2", "raw", "vhd"]
+    assert [disk.format for disk in image.disks] == list(FORMATS)
     for disk in image.disks:
         made = subprocess.run(["sha256sum", disk.location], capture_output=True, text=True, check=True).stdout
         assert disk.sha256 == made.split()[0].lstrip("\\")

@@ -13,9 +13,10 @@ import pytest
 
 from image_builders.disk import formats, gpt
 from image_builders.disk.layout import ESP_BYTES, MIB, lay_out
-from image_builders.disk.request import DiskRequest, Format
+from image_builders.disk.request import DiskRequest
 from image_builders.disk.selection import select
 from image_builders.disk.swap import write_swap
+from rehost.disk_formats import DiskFormat
 from rehost.errors import BuildDiskTooSmall, BuildTableUnreadable
 from rehost.run import find
 from rehost.source.inventory import Disk, Inventory, Partition, Volume
@@ -195,8 +196,8 @@ def test_the_sum_of_a_sparse_file_is_that_of_its_bytes(tmp_path: Path, size: int
 
 
 @pytest.mark.skipif(find("qemu-img") is None, reason="qemu-img is not installed")
-@pytest.mark.parametrize("wanted", ["qcow2", "vhd"])
-def test_a_converted_disk_has_the_same_size_and_content(tmp_path: Path, wanted: Format) -> None:
+@pytest.mark.parametrize("wanted", ["qcow2", "qcow2-plain", "vhd", "vhd-dynamic"])
+def test_a_converted_disk_has_the_same_size_and_content(tmp_path: Path, wanted: DiskFormat) -> None:
     raw, target, back = sparse(tmp_path / "raw"), tmp_path / "made", tmp_path / "back"
     parts: list[float] = []
     formats.convert(raw, target, wanted, parts.append)
@@ -209,6 +210,17 @@ def test_a_converted_disk_has_the_same_size_and_content(tmp_path: Path, wanted: 
         content = target.read_bytes()
         assert content[: 40 * MIB] == raw.read_bytes() and content[40 * MIB :][:8] == b"conectix"
         assert len(content) == 40 * MIB + 512 and int.from_bytes(content[-512 + 60 : -512 + 64], "big") == 2  # fixed
+    elif wanted == "vhd-dynamic":
+        content = target.read_bytes()
+        assert content[:8] == content[-512:-504] == b"conectix" and len(content) < 20 * MIB
+        # Its size is told to the byte, not rounded to whole cylinders; type 3 is dynamic.
+        assert int.from_bytes(content[48:56], "big") == 40 * MIB and int.from_bytes(content[60:64], "big") == 3
+    elif wanted == "qcow2-plain":
+        head = target.read_bytes()[:8]
+        assert head == b"QFI\xfb" + (2).to_bytes(4, "big")  # version 2 has no field for features
+        assert target.stat().st_blocks * 512 < 20 * MIB
+        mapped = json.loads(subprocess.run(["qemu-img", "map", "--output=json", target], capture_output=True).stdout)
+        assert not any(extent.get("compressed") for extent in mapped)
     else:
         told = json.loads(
             subprocess.run(["qemu-img", "info", "--output=json", target], capture_output=True, check=True).stdout
