@@ -26,7 +26,7 @@ from rehost.catalog.catalog import Catalog
 from rehost.catalog.records import Run
 from rehost.catalog.schedules import ScheduledJob
 from rehost.catalog.states import JobStatus, RunStatus
-from rehost.errors import JobNotFound, OrchestrationAway, RunCrashed, RunNotFound
+from rehost.errors import JobNotFound, OrchestrationAway, RunCrashed, RunInterrupted, RunNotFound
 from tasks.image_care import tidy_images
 from tasks.run_pass import catalog, end_owner, owner_is_alive, owner_is_dead, reap_workspaces
 from tasks.store_care import tidy_store
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _ASKED = timedelta(minutes=2)  # after this a run that began and has no flow run will never get one
 _TRIED = timedelta(minutes=30)  # so long a run whose flow runs never begin is asked for again
 _ENDS = timedelta(minutes=2)  # a process that was told to end needs no longer
+_DIED = "its process died"
 _UNWIND_SECONDS = 30.0
 _LOOK_SECONDS = 0.2
 
@@ -106,7 +107,7 @@ def _is_ended(opened: Catalog, run: Run) -> bool:
         return _end(run, f"Prefect has its flow run as {seen.state.capitalize()}")
     cancelling = seen.state == "CANCELLING"
     if owner_is_dead(run.id):
-        reason = "its process died"
+        reason = _DIED
     elif run.status is RunStatus.PENDING and seen.never_begins:
         reason = "a worker took its flow run, and no process of it began"
         if not cancelling and not _older(run.created_at, _TRIED) and _is_requeued(opened, run):
@@ -187,6 +188,8 @@ def _end(run: Run, reason: str | None) -> bool:
     with catalog() as opened:
         if reason is None:
             cancelled(opened, run)
+        elif reason == _DIED and ending_marker().exists():
+            opened.fail_run(run.id, RunInterrupted())
         else:
             opened.fail_run(run.id, RunCrashed(reason=reason))
     log.warning("run %s of job %s: %s", run.id, run.job_id, reason or "it was stopped")
@@ -220,5 +223,7 @@ if __name__ == "__main__":
     if "--stop" in sys.argv[1:]:
         stop_here()
     else:
+        put_right()  # a run that began while the services ended, and died with them, was interrupted
         ending_marker().unlink(missing_ok=True)
-        put_right()
+        with catalog() as waiting:
+            start_waiting(waiting)

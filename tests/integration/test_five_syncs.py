@@ -79,9 +79,9 @@ def _wait_for(what: str, look: Callable[[], Any], seconds: float = _RUN_SECONDS)
 
 
 def _runs(client: Client, job_id: str) -> list[dict[str, Any]]:
-    """Of the job, oldest first."""
+    """Of the job, oldest first. The services may end while one is under way."""
     found: list[dict[str, Any]] = client.get(f"/v1/jobs/{job_id}/runs?limit=50")["items"]
-    assert [run["error"] for run in found if run["error"]] == []
+    assert {run["error"]["code"] for run in found if run["error"]} <= {"Run.Interrupted"}, found
     return found[::-1]
 
 

@@ -122,8 +122,9 @@ def test_a_run_whose_process_died_before_it_took_it_is_ended(
     assert catalog.job(run.job_id).status is after
 
 
+@pytest.mark.parametrize(("with_the_services", "code"), [(False, "Run.Crashed"), (True, "Run.Interrupted")])
 def test_a_run_whose_process_died_after_its_workspace_had_gone_is_ended(
-    catalog: Catalog, source: Source, prefect: Prefect, process: int
+    catalog: Catalog, source: Source, prefect: Prefect, process: int, with_the_services: bool, code: str
 ) -> None:
     run = started(catalog, make_job(catalog, source))
     with open_pass(run):
@@ -132,8 +133,11 @@ def test_a_run_whose_process_died_after_its_workspace_had_gone_is_ended(
     assert housekeeping.put_right() == 0
     os.kill(process, signal.SIGKILL)
     os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+    if with_the_services:
+        afterwards.ending_marker().touch()
     assert housekeeping.put_right() == 1
-    assert catalog.job(run.job_id).status is JobStatus.IN_ERROR
+    job = catalog.job(run.job_id)
+    assert (job.status, job.error and job.error.code) == (JobStatus.IN_ERROR, code)
     assert list((settings().scratch_path / "owners").iterdir()) == []
 
 
